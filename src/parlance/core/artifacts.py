@@ -1,0 +1,154 @@
+"""Files that appear whole or not at all, and the readers of the formats Parlance writes.
+
+Every write goes to a temporary sibling, is flushed to disk, and is renamed into place (a rename is atomic on
+one file system), so a process killed at any moment leaves either the old content or the new, never a part.
+Operating-system failures (full disk, read-only folder) become one-sentence `UserError`s.
+
+    write_json(Path("runs/demo/summary.json"), {"loss": 1.5})
+    with atomic_directory(Path("runs/demo/corpus")) as folder:
+        write_text(folder / "train.jsonl", "...")
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from parlance.core.errors import UserError
+
+PARTIAL = ".partial"
+"""Suffix of files and folders that are still being written; leftovers of a killed process may be deleted."""
+
+
+@contextmanager
+def _os_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an `OSError` into the one sentence a user needs."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot {action} {path}: {reason[0].lower()}{reason[1:]}") from error
+
+
+def ensure_directory(path: Path) -> Path:
+    """Create `path` and its parents where missing; raises UserError where that is impossible."""
+    with _os_errors("create folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably. Raises UserError (full disk, no permission, ...)."""
+    with _os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + PARTIAL)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically. Lone surrogates (undecodable bytes) are replaced."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError naming the file where it is missing or broken."""
+    with _os_errors("read", path):
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file; empty lines are passed over.
+
+    A line that is not a JSON object raises UserError with file and line number; with `skip_bad` it yields
+    (line number, {}) so that the caller can count it.
+    """
+    with _os_errors("read", path):
+        file = path.open("rb")
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
+            except ValueError as error:
+                if not skip_bad:
+                    raise UserError(
+                        f"{path}, line {number}: {error}; mend the line, or pass --skip-bad to leave such lines out"
+                    ) from error
+                record = {}
+            yield number, record
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well; an existing `path` is replaced.
+
+    On an error the temporary folder is removed and `path` is as it was.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    with _os_errors("create folder", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+    try:
+        with _os_errors("write in", path):
+            yield temporary
+        with _os_errors("write", path):
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if path.exists():
+                # A rename cannot replace a folder that has content: move the old one aside first.
+                old = path.with_name(path.name + ".old" + PARTIAL)
+                shutil.rmtree(old, ignore_errors=True)
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with _os_errors("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""Typed, frozen configuration, its command-line overrides, and durations.
+
+class TrainingConfig(Config):
+    learning_rate: float = 3e-4
+    \"\"\"Peak learning rate.\"\"\"
+
+override(TrainingConfig(), ["learning_rate=1e-3"])
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from parlance.core.errors import UserError
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, no unknown fields, field docstrings become descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+def parse_config(kind: type[ConfigT], values: Any, *, where: str) -> ConfigT:
+    """Validate `values` as a `kind`. Raises UserError naming `where` and the first wrong field."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        raise UserError(f"{where}: {field}: {first['msg'].lower()}") from error
+
+
+def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
+    """Return `config` with `key=value` assignments applied; keys are dotted paths, values are YAML scalars.
+
+    Raises UserError for an unknown key or a value of the wrong type.
+    """
+    values: dict[str, Any] = config.model_dump()
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {assignment}: write it as key=value")
+        *parents, leaf = key.split(".")
+        node: Any = values
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf not in node:
+            known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(values))
+            raise UserError(f"--set {assignment}: there is no field {key}; fields here: {known}")
+        node[leaf] = _scalar(text)
+    return parse_config(type(config), values, where="--set")
+
+
+def _scalar(text: str) -> Any:
+    """A YAML value, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3)."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    return yaml.safe_load(text)
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90", "90s", "8m", "1.5h" or "1h30m". Raises UserError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smh]?)", text.strip().lower())
+    if not parts or "".join(number + unit for number, unit in parts) != text.strip().lower():
+        raise UserError(f"{text!r} is not a duration; write it like 90s, 8m or 1.5h")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds <= 0:
+        raise UserError(f"{text!r} is not a duration above zero")
+    return seconds

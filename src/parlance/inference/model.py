@@ -1,0 +1,130 @@
+"""A language model with its tokenizer: what a user loads and talks to.
+
+model = load("runs/demo/base")
+print(model.generate("def dedent("))
+print(model.score("import os\n").bits_per_byte)
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from parlance.core.devices import fast_bfloat16, select_device
+from parlance.core.errors import UserError
+from parlance.inference.generation import stream
+from parlance.inference.sampling import SamplingConfig
+from parlance.inference.scoring import document_log_probs
+from parlance.models.checkpoints import load_language_model
+from parlance.models.contract import LanguageModel
+from parlance.models.transformer import Transformer
+from parlance.text.chat_template import encode_chat
+from parlance.text.tokenizers import Tokenizer
+
+MOST_ADVANCED = ("policy", "sft", "base", "ngram")
+"""A run directory stands for the first of these it holds."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts a text."""
+
+    nats: float
+    """-log p(text), natural logarithm."""
+    tokens: int
+    bytes: int
+    log_probs: list[float]
+    """log p of each token, nats."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Nats over the text's UTF-8 bytes, in bits: comparable between models and tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token)."""
+        return math.exp(self.nats / self.tokens)
+
+
+class Model:
+    """A `LanguageModel`, its tokenizer, and the folder they came from."""
+
+    def __init__(self, language_model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+        self.language_model, self.tokenizer, self.folder = language_model, tokenizer, folder
+
+    def stream(self, prompt: str, sampling: SamplingConfig | None = None) -> Iterator[str]:
+        """Yield the continuation of `prompt` piece by piece; pieces never end inside a character."""
+        return self._stream(self.tokenizer.encode(prompt), sampling or SamplingConfig())
+
+    def generate(self, prompt: str, sampling: SamplingConfig | None = None) -> str:
+        """The continuation of `prompt` (without the prompt)."""
+        return "".join(self.stream(prompt, sampling))
+
+    def chat_stream(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Iterator[str]:
+        """Yield the assistant's next turn piece by piece; `messages` are {"role", "content"}, the user's last."""
+        tokens, _ = encode_chat(self.tokenizer, list(messages), add_generation_prompt=True)
+        return self._stream(tokens, sampling or SamplingConfig())
+
+    def chat(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> str:
+        """The assistant's next turn."""
+        return "".join(self.chat_stream(messages, sampling)).strip()
+
+    def _stream(self, tokens: list[int], sampling: SamplingConfig) -> Iterator[str]:
+        stop = {self.tokenizer.end_of_text, self.tokenizer.end_of_turn}
+        produced: list[int] = []
+        shown = 0
+        for token in stream(self.language_model, tokens, sampling, stop):
+            produced.append(token)
+            text = self.tokenizer.decode(produced)
+            # A trailing replacement character is most often a character whose last bytes are still to come.
+            if len(text) > shown and not text.endswith("�"):
+                yield text[shown:]
+                shown = len(text)
+        text = self.tokenizer.decode(produced)
+        if len(text) > shown:
+            yield text[shown:]
+
+    def score(self, text: str) -> Score:
+        """Score a text as a document: its first token is predicted after the end-of-text mark.
+
+        A text longer than the context is read in windows that overlap by half, each token scored once, with at least
+        half a context before it. Raises UserError for an empty text.
+        """
+        if not text:
+            raise UserError("there is nothing to score: the text is empty")
+        tokens = self.tokenizer.encode(text)
+        log_probs = document_log_probs(self.language_model, [tokens], self.tokenizer.end_of_text)[0]
+        return Score(
+            -float(log_probs.sum()), len(tokens), len(text.encode("utf-8", errors="replace")), log_probs.tolist()
+        )
+
+
+def resolve_model_folder(path: Path) -> Path:
+    """The checkpoint folder `path` is or, for a run directory, its most advanced model. Raises UserError."""
+    if (path / "config.json").exists():
+        return path
+    for name in MOST_ADVANCED:
+        if (path / name / "config.json").exists():
+            return path / name
+    raise UserError(
+        f"{path} holds no model"
+        + ("" if path.exists() else " (there is no such folder)")
+        + "; name a checkpoint folder "
+        "or a run directory"
+    )
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """Open a checkpoint folder, or the most advanced model of a run directory."""
+    folder = resolve_model_folder(Path(path))
+    model = load_language_model(folder)
+    if isinstance(model, Transformer):
+        place = select_device(device)
+        model = model.to(place)
+        if fast_bfloat16(place):
+            model.compute_dtype = torch.bfloat16
+        model = model.inference_copy()
+    return Model(model, Tokenizer.load(folder), folder)

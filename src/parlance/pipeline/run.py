@@ -1,0 +1,237 @@
+"""The main job: a recipe becomes a run directory with every stage's result and a report.
+
+    summary = run_pipeline(Recipe(), Path("runs/demo"), resume=False, command="parlance run --out runs/demo")
+
+A finished stage is never repeated; an unfinished one is resumed. Kill it at any moment and call again with `resume`.
+"""
+
+import datetime
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parlance.core.artifacts import read_json, write_json
+from parlance.core.devices import environment, physical_cores, select_device
+from parlance.core.metrics import MetricsLog
+from parlance.core.progress import say
+from parlance.pipeline import stages
+from parlance.pipeline.evaluation import evaluate_run
+from parlance.pipeline.recipe import Recipe
+from parlance.pipeline.report import write_report
+from parlance.pipeline.run_directory import RunDirectory
+from parlance.scaling.energy import EnergyMeter
+from parlance.text.tokenizers import Tokenizer
+from parlance.training.loop import Budget
+
+FOLDERS = {
+    "corpus": "corpus",
+    "tokenizer": "tokenizer",
+    "ngram": "ngram",
+    "pretrain": "base",
+    "demonstrations": "demonstrations",
+    "sft": "sft",
+    "rankings": "rankings",
+    "reward": "reward",
+    "ppo": "policy",
+    "evaluation": "evaluation",
+}
+"""Folder of each stage's result."""
+
+
+def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str) -> dict[str, Any]:
+    """Run every stage of `recipe` that is not done in `out`, then write summary and report; returns the summary.
+
+    With `resume`, the stored recipe is used and `recipe` may be None. Raises UserError, Interrupted.
+    """
+    directory = RunDirectory(out)
+    if resume:
+        recipe = directory.resume(recipe)
+    else:
+        recipe = recipe or Recipe()
+        recipe.check()
+        directory.begin(recipe)
+    torch.set_num_threads(physical_cores())
+    with directory:
+        runner = _Runner(recipe, directory)
+        if not (out / "run.json").exists():
+            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            write_json(out / "run.json", {"command": command, "started": started})
+            write_json(out / "environment.json", environment())
+        for name in recipe.stages():
+            runner.stage(name)
+        return runner.conclude()
+
+
+class _Runner:
+    """Carries out the stages of one run."""
+
+    def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
+        self.recipe, self.directory, self.path = recipe, directory, directory.path
+        self.device = select_device(recipe.device)
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self.work: dict[str, Callable[[Path], dict[str, Any]]] = {
+            "corpus": self._corpus,
+            "tokenizer": self._tokenizer,
+            "ngram": self._ngram,
+            "pretrain": self._pretrain,
+            "demonstrations": self._demonstrations,
+            "sft": self._sft,
+            "rankings": self._rankings,
+            "reward": self._reward,
+            "ppo": self._ppo,
+            "evaluation": self._evaluation,
+        }
+
+    def stage(self, name: str) -> None:
+        """Run a stage unless it is done, and mark it done with its time and energy."""
+        folder = FOLDERS[name]
+        if self.directory.done(folder) is not None:
+            return
+        say(f"== {name}")
+        before = self.directory.seconds()
+        with EnergyMeter() as meter:
+            facts = self.work[name](self.path / folder)
+        earlier = self.path / folder / "training" / "clock.json"
+        seconds = self.directory.seconds() - before
+        if earlier.exists():
+            seconds = self.directory.seconds() - float(read_json(earlier)["started_at"])
+        shutil.rmtree(self.path / folder / "training", ignore_errors=True)
+        self.directory.finish(folder, name, round(seconds, 2), facts | {"energy": meter.result()})
+
+    def _budget(self, stage: str) -> Budget:
+        """The stage's share of the time that is left, decided once: a resumed stage keeps it."""
+        file = self.path / FOLDERS[stage] / "training" / "clock.json"
+        if file.exists():
+            return Budget.model_validate(read_json(file)["budget"])
+        left = (self.recipe.budget_seconds or 0.0) - self.directory.seconds()
+        budget = self.recipe.stage_budget(stage, left)
+        write_json(file, {"budget": budget.model_dump(), "started_at": self.directory.seconds()})
+        return budget
+
+    def _resumes(self, stage: str) -> bool:
+        return (self.path / FOLDERS[stage] / "training").exists()
+
+    def _corpus(self, out: Path) -> dict[str, Any]:
+        recipe = self.recipe
+        return stages.make_corpus(recipe.sources, out, recipe.corpus, skip_bad=recipe.skip_bad)
+
+    def _tokenizer(self, out: Path) -> dict[str, Any]:
+        return stages.make_tokenizer(self.path / "corpus", out, self.path / "tokens", self.recipe.tokenizer)
+
+    def _ngram(self, out: Path) -> dict[str, Any]:
+        tokenizer = Tokenizer.load(self.path / "tokenizer")
+        return stages.make_ngram(self.path / "tokens", tokenizer, out, self.recipe.ngram_order)
+
+    def _pretrain(self, out: Path) -> dict[str, Any]:
+        resume = self._resumes("pretrain")
+        return stages.make_base(
+            self.path / "tokens",
+            Tokenizer.load(self.path / "tokenizer"),
+            out,
+            self.recipe.pretraining,
+            self._budget("pretrain"),
+            metrics=self.metrics,
+            seed=self.recipe.seed,
+            device=self.device,
+            resume=resume,
+        )
+
+    def _demonstrations(self, out: Path) -> dict[str, Any]:
+        recipe = self.recipe
+        if recipe.default_task:
+            tokenizer = Tokenizer.load(self.path / "tokenizer")
+            return stages.make_docstring_demonstrations(self.path / "corpus", tokenizer, out, recipe.task)
+        demonstrations = Path(recipe.demonstrations) if recipe.demonstrations else None
+        preferences = Path(recipe.preferences) if recipe.preferences else None
+        return stages.make_user_demonstrations(
+            demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
+        )
+
+    def _sft(self, out: Path) -> dict[str, Any]:
+        resume = self._resumes("sft")
+        return stages.make_instructed(
+            self.path / "base",
+            self.path / "demonstrations",
+            out,
+            self.recipe.finetuning,
+            self._budget("sft"),
+            metrics=self.metrics,
+            seed=self.recipe.seed,
+            device=self.device,
+            resume=resume,
+        )
+
+    def _rankings(self, out: Path) -> dict[str, Any]:
+        recipe = self.recipe
+        if recipe.preferences is not None:
+            return stages.make_user_rankings(Path(recipe.preferences), out, skip_bad=recipe.skip_bad, seed=recipe.seed)
+        return stages.make_rankings(
+            self.path / "sft", self.path / "demonstrations", out, recipe.task, seed=recipe.seed, device=self.device
+        )
+
+    def _reward(self, out: Path) -> dict[str, Any]:
+        resume = self._resumes("reward")
+        return stages.make_reward(
+            self.path / "sft",
+            self.path / "rankings",
+            out,
+            self.recipe.reward,
+            self._budget("reward"),
+            metrics=self.metrics,
+            seed=self.recipe.seed,
+            device=self.device,
+            resume=resume,
+        )
+
+    def _ppo(self, out: Path) -> dict[str, Any]:
+        resume = self._resumes("ppo")
+        return stages.make_policy(
+            self.path / "sft",
+            self.path / "demonstrations" / "train.jsonl",
+            self.path / "reward",
+            out,
+            self.recipe.policy,
+            self._budget("ppo"),
+            metrics=self.metrics,
+            seed=self.recipe.seed,
+            device=self.device,
+            resume=resume,
+            score_labeller=self.recipe.default_task,
+        )
+
+    def _evaluation(self, out: Path) -> dict[str, Any]:
+        return evaluate_run(self.path, out, self.recipe, self.device)
+
+    def conclude(self) -> dict[str, Any]:
+        """Write `summary.json` and `report.html`."""
+        recipe, records = self.recipe, []
+        for name in recipe.stages():
+            record = self.directory.done(FOLDERS[name])
+            assert record is not None
+            records.append(record)
+        base = next(record["facts"] for record in records if record["stage"] == "pretrain")
+        choices = list(base["choices"])
+        energies = [record["facts"]["energy"] for record in records]
+        keys = ("parameters", "layers", "width", "heads", "context_length", "vocab_size", "precision", "architecture")
+        summary = {
+            **read_json(self.path / "run.json"),
+            "recipe": recipe.name,
+            "seconds": round(self.directory.seconds(), 1),
+            "budget_seconds": recipe.budget_seconds,
+            "seed": recipe.seed,
+            "stages": [{"name": record["stage"], "seconds": record["seconds"], "status": "done"} for record in records],
+            "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
+            "energy": {
+                **{key: sum(energy[key] for energy in energies) for key in ("kilowatt_hours", "low", "high")},
+                "method": energies[0]["method"],
+            },
+            "model": {key: base[key] for key in keys},
+            "choices": choices,
+            "results": records[-1]["facts"],
+        }
+        write_json(self.path / "summary.json", summary)
+        write_report(self.path)
+        return summary

@@ -1,0 +1,457 @@
+"""The stages of a run: each a function from folders to one folder, used by `parlance run` and by the single commands.
+
+Every function returns a small dictionary of facts (for the summary) and raises UserError or Interrupted. Folders are
+complete when the function returns; what a killed process left is replaced or resumed by the next call.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from parlance.alignment import labeller
+from parlance.alignment.ppo import PolicyWithValue, PPOTrainer, TokenReward
+from parlance.alignment.preferences import Prompt, Ranking, as_messages, read_rankings, write_rankings
+from parlance.alignment.reward import Reward
+from parlance.alignment.reward_model import (
+    RewardModel,
+    RewardModelConfig,
+    load_reward_model,
+    save_reward_model,
+    train_reward_model,
+)
+from parlance.core.artifacts import atomic_directory, write_json
+from parlance.core.devices import fast_bfloat16
+from parlance.core.errors import UserError
+from parlance.core.metrics import MetricsLog
+from parlance.core.progress import Progress, say
+from parlance.evaluation.statistics import distinct_ratio
+from parlance.finetuning.demonstrations import (
+    Demonstration,
+    parse_demonstration,
+    read_demonstrations,
+    write_demonstrations,
+)
+from parlance.finetuning.docstrings import collect_demonstrations, drop_leaks
+from parlance.finetuning.supervised import FinetuningConfig, finetune
+from parlance.inference.generation import Response, generate_batch
+from parlance.inference.sampling import SamplingConfig
+from parlance.models.checkpoints import load_transformer, save_transformer
+from parlance.models.ngram import NGramModel
+from parlance.models.transformer import Transformer
+from parlance.pipeline.recipe import PolicyConfig, TaskConfig, TokenizerConfig
+from parlance.text.chat_template import encode_chat
+from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split
+from parlance.text.readers import FileCorpus
+from parlance.text.splits import SPLITS
+from parlance.text.standard_library import StandardLibraryCorpus
+from parlance.text.token_dataset import TokenDataset, tokenize_corpus
+from parlance.text.tokenizers import Tokenizer, train_tokenizer
+from parlance.training.checkpointing import TrainingStates
+from parlance.training.loop import Budget, Loop
+from parlance.training.optimizers import Optimizer
+from parlance.training.pretraining import PretrainingConfig, pretrain
+from parlance.training.rates import parameter_groups
+
+SAMPLING_BATCH = 64
+"""Sequences generated at once."""
+
+
+def open_transformer(folder: Path, device: torch.device) -> Transformer:
+    """A checkpoint on `device` in its fast precision."""
+    model = load_transformer(folder).to(device)
+    model.compute_dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return model
+
+
+def make_corpus(sources: Sequence[str], out: Path, config: PreparationConfig, *, skip_bad: bool) -> dict[str, Any]:
+    """Read, filter, deduplicate and divide; no sources: the Python standard library."""
+    corpus = FileCorpus([Path(source) for source in sources], skip_bad=skip_bad) if sources else StandardLibraryCorpus()
+    card = prepare_corpus(corpus, out, config)
+    return {"splits": card["splits"]}
+
+
+def make_tokenizer(corpus: Path, out: Path, tokens: Path, config: TokenizerConfig) -> dict[str, Any]:
+    """Train the tokenizer on the training split, and write the token shards of all splits to `tokens`."""
+    texts = (document.text for document in read_split(corpus, "train"))
+    tokenizer = train_tokenizer(texts, config.kind, config.vocab_size)
+    test = tokenize_corpus(corpus, tokenizer, tokens)["splits"]["test"]
+    report = {
+        "kind": config.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": test["text_bytes"] / test["tokens"],
+    }
+    with atomic_directory(out) as folder:
+        tokenizer.save(folder)
+        write_json(folder / "report.json", report)
+    return report
+
+
+def make_ngram(tokens: Path, tokenizer: Tokenizer, out: Path, order: int) -> dict[str, Any]:
+    """Train the n-gram baseline on the training split."""
+    train = TokenDataset.open(tokens, "train")
+    model = NGramModel.train(documents(train), tokenizer.vocab_size, order, tokenizer.end_of_text)
+    with atomic_directory(out) as folder:
+        model.save(folder)
+        tokenizer.save(folder)
+    return {"order": order, "ngrams": model.parameter_count()}
+
+
+def documents(dataset: TokenDataset) -> Iterator[np.ndarray]:
+    """Each document's tokens, without the end-of-text that follows it."""
+    ends = [*dataset.documents[1:].tolist(), len(dataset.tokens)]
+    for start, end in zip(dataset.documents.tolist(), ends, strict=True):
+        yield dataset.tokens[start : end - 1].astype(np.int64)
+
+
+def make_base(
+    tokens: Path,
+    tokenizer: Tokenizer,
+    out: Path,
+    config: PretrainingConfig,
+    budget: Budget,
+    *,
+    metrics: MetricsLog,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+) -> dict[str, Any]:
+    """Pre-train the base model."""
+    train, validation = TokenDataset.open(tokens, "train"), TokenDataset.open(tokens, "validation")
+    result = pretrain(
+        train,
+        validation,
+        out,
+        config,
+        budget,
+        vocab_size=tokenizer.vocab_size,
+        metrics=metrics,
+        seed=seed,
+        device=device,
+        resume=resume,
+    )
+    if result.prediction is not None:
+        write_json(out / "prediction.json", result.prediction)
+    _save(out, result.model, tokenizer)
+    shape = result.model.config
+    return {
+        "parameters": result.model.parameter_count(),
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.heads,
+        "context_length": shape.context_length,
+        "vocab_size": shape.vocab_size,
+        "precision": str(result.model.compute_dtype).removeprefix("torch."),
+        "architecture": "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM",
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "compiled": result.compiled,
+        "choices": result.choices,
+    }
+
+
+def _save(out: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+    """The checkpoint's files; the resume states go once they are in place."""
+    tokenizer.save(out)
+    save_transformer(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad)
+    TrainingStates(out / "training").clear()
+
+
+def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:
+    """The longest run of whole lines from the start of `source` that encodes to at most `limit` tokens.
+
+    The first line stays even where it alone is longer; it is then cut to the limit.
+    """
+    tokens = tokenizer.encode(source)
+    if len(tokens) <= limit:
+        return source
+    text = tokenizer.decode(tokens[:limit])
+    lines = text.rstrip("�").split("\n")
+    return "\n".join(lines[:-1]) if len(lines) > 1 else lines[0]
+
+
+def make_docstring_demonstrations(corpus: Path, tokenizer: Tokenizer, out: Path, task: TaskConfig) -> dict[str, Any]:
+    """Demonstrations (source without docstring -> its first sentence) of every split, from the corpus itself."""
+    extractions = {
+        split: collect_demonstrations((document.text, document.id) for document in read_split(corpus, split))
+        for split in SPLITS
+    }
+    for extraction in extractions.values():
+        for record in extraction.records:
+            record["prompt"] = fit_source(tokenizer, record["prompt"], task.prompt_tokens)
+    held_out = extractions["validation"].records + extractions["test"].records
+    records = {split: extraction.records for split, extraction in extractions.items()}
+    records["train"] = drop_leaks(records["train"], held_out)
+    with atomic_directory(out) as folder:
+        for split, rows in records.items():
+            write_demonstrations(folder / f"{split}.jsonl", [parse_demonstration(row) for row in rows])
+        write_json(folder / "report.json", {split: extraction.counts for split, extraction in extractions.items()})
+    return {f"{split}_demonstrations": len(rows) for split, rows in records.items()}
+
+
+def make_user_demonstrations(
+    demonstrations: Path | None, preferences: Path | None, out: Path, *, skip_bad: bool, seed: int
+) -> dict[str, Any]:
+    """A user's demonstrations divided 90 / 5 / 5; without any, the best-ranked responses of the preferences."""
+    if demonstrations is not None:
+        rows = read_demonstrations(demonstrations, skip_bad=skip_bad)
+    else:
+        assert preferences is not None
+        rows = [
+            Demonstration([*as_messages(ranking.prompt), {"role": "assistant", "content": best_response(ranking)}])
+            for ranking in read_rankings(preferences, skip_bad=skip_bad)
+        ]
+        say("no demonstrations: the best-ranked responses of the preferences serve as demonstrations")
+    with atomic_directory(out) as folder:
+        parts = divide(rows, seed)
+        for split, part in parts.items():
+            write_demonstrations(folder / f"{split}.jsonl", part)
+    return {f"{split}_demonstrations": len(part) for split, part in parts.items()}
+
+
+def best_response(ranking: Ranking) -> str:
+    """The first response of the best rank."""
+    return ranking.responses[min(range(len(ranking.ranks)), key=ranking.ranks.__getitem__)]
+
+
+def divide(rows: Sequence[Any], seed: int) -> dict[str, list[Any]]:
+    """Shuffled rows as 90 % train, 5 % validation, 5 % test; the held-out parts have at least one row each where
+    there are three or more."""
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    part = max(1, round(0.05 * len(order))) if len(order) >= 3 else 0
+    return {"test": order[:part], "validation": order[part : 2 * part], "train": order[2 * part :]}
+
+
+def make_instructed(
+    base: Path,
+    demonstrations: Path,
+    out: Path,
+    config: FinetuningConfig,
+    budget: Budget,
+    *,
+    metrics: MetricsLog,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+) -> dict[str, Any]:
+    """Instruction-tune `base` on `demonstrations`/train.jsonl."""
+    tokenizer = Tokenizer.load(base)
+    model = open_transformer(base, device)
+    train = read_demonstrations(demonstrations / "train.jsonl")
+    validation = read_demonstrations(demonstrations / "validation.jsonl")
+    result = finetune(
+        model, tokenizer, train, validation, out, config, budget, metrics=metrics, seed=seed, resume=resume
+    )
+    _save(out, model, tokenizer)
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "examples": result.examples,
+        "too_long": result.too_long,
+        "validation_loss": result.validation_loss,
+    }
+
+
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """A prompt as tokens up to where the assistant begins."""
+    return encode_chat(tokenizer, as_messages(prompt), add_generation_prompt=True)[0]
+
+
+def sample_responses(
+    model: Transformer, prompts: Sequence[list[int]], tokenizer: Tokenizer, sampling: SamplingConfig, label: str
+) -> list[Response]:
+    """One response to each prompt, in batches; deterministic in `sampling.seed`."""
+    model = model.inference_copy()
+    generator = torch.Generator().manual_seed(sampling.seed)
+    stop = {tokenizer.end_of_turn, tokenizer.end_of_text}
+    # Prompts of similar length together: less padding.
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    responses: dict[int, Response] = {}
+    with Progress(label, len(prompts), "responses") as bar:
+        for start in range(0, len(order), SAMPLING_BATCH):
+            chosen = order[start : start + SAMPLING_BATCH]
+            batch = generate_batch(model, [prompts[index] for index in chosen], sampling, stop, generator)
+            responses.update(zip(chosen, batch, strict=True))
+            bar.update(len(chosen))
+    return [responses[index] for index in range(len(prompts))]
+
+
+def response_text(tokenizer: Tokenizer, response: Response) -> str:
+    """A response as text, without special tokens."""
+    return tokenizer.decode(response.tokens).strip()
+
+
+def make_rankings(
+    model_folder: Path, demonstrations: Path, out: Path, task: TaskConfig, *, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """K sampled responses a prompt, ranked by the simulated labeller: train.jsonl and (test prompts) test.jsonl."""
+    tokenizer, model = Tokenizer.load(model_folder), open_transformer(model_folder, device)
+    facts: dict[str, Any] = {"labeller": labeller.LABELLER}
+    with atomic_directory(out) as folder:
+        for number, (split, limit) in enumerate((("train", task.ranked_prompts), ("test", task.heldout_prompts))):
+            rows = select(read_demonstrations(demonstrations / f"{split}.jsonl"), limit, seed)
+            prompts = [prompt_tokens(tokenizer, row.messages[:-1]) for row in rows for _ in range(task.responses)]
+            sampling = SamplingConfig(max_tokens=task.max_tokens, temperature=task.temperature, seed=seed + number)
+            sampled = sample_responses(model, prompts, tokenizer, sampling, f"rankings {split}")
+            rankings = []
+            for index, row in enumerate(rows):
+                mine = sampled[index * task.responses : (index + 1) * task.responses]
+                texts = [response_text(tokenizer, response) for response in mine]
+                reference = row.messages[-1]["content"]
+                scores = [
+                    labeller.score(text, reference, response.ended).total
+                    for text, response in zip(texts, mine, strict=True)
+                ]
+                metadata = {
+                    "labeller": labeller.LABELLER,
+                    "scores": [round(score, 4) for score in scores],
+                    "ended": [response.ended for response in mine],
+                    **row.metadata,
+                }
+                rankings.append(
+                    Ranking(row.messages[0]["content"], texts, labeller.rank(scores, task.tie_margin), metadata)
+                )
+            write_rankings(folder / f"{split}.jsonl", rankings)
+            facts[f"{split}_prompts"] = len(rankings)
+    return facts
+
+
+def select(rows: Sequence[Any], limit: int, seed: int) -> list[Any]:
+    """At most `limit` rows, a seeded choice, in a seeded order."""
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    return order[:limit]
+
+
+def make_user_rankings(preferences: Path, out: Path, *, skip_bad: bool, seed: int) -> dict[str, Any]:
+    """A person's rankings divided into train.jsonl and test.jsonl by prompt."""
+    rankings = read_rankings(preferences, skip_bad=skip_bad)
+    prompts = list(dict.fromkeys(repr(ranking.prompt) for ranking in rankings))
+    held_out = set(divide(prompts, seed)["test"])
+    with atomic_directory(out) as folder:
+        test = [ranking for ranking in rankings if repr(ranking.prompt) in held_out]
+        train = [ranking for ranking in rankings if repr(ranking.prompt) not in held_out]
+        write_rankings(folder / "train.jsonl", train)
+        write_rankings(folder / "test.jsonl", test)
+    return {"labeller": "as given", "train_prompts": len(train), "test_prompts": len(test)}
+
+
+def make_reward(
+    model_folder: Path,
+    rankings: Path,
+    out: Path,
+    config: RewardModelConfig,
+    budget: Budget,
+    *,
+    metrics: MetricsLog,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train the reward model on `rankings`/train.jsonl."""
+    tokenizer = Tokenizer.load(model_folder)
+    result = train_reward_model(
+        open_transformer(model_folder, device),
+        tokenizer,
+        read_rankings(rankings / "train.jsonl"),
+        out,
+        config,
+        budget,
+        metrics=metrics,
+        seed=seed,
+        validation=read_rankings(rankings / "test.jsonl"),
+        resume=resume,
+    )
+    tokenizer.save(out)
+    save_reward_model(out, result.model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad)
+    TrainingStates(out / "training").clear()
+    return {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "prompts": result.prompts,
+        "left_out": result.left_out,
+    }
+
+
+def open_reward_model(folder: Path, device: torch.device) -> RewardModel:
+    """A reward model in the device's fast precision."""
+    model = load_reward_model(folder).to(device)
+    model.transformer.compute_dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return model
+
+
+def model_reward(model: RewardModel, prompts: Sequence[list[int]]) -> TokenReward:
+    """A reward model as PPO's reward, on the very tokens that were sampled."""
+
+    def reward(chosen: list[int], responses: list[Response]) -> list[float]:
+        rows = [prompts[index] + response.tokens for index, response in zip(chosen, responses, strict=True)]
+        return model.rewards(rows)
+
+    return reward
+
+
+def text_reward(function: Reward, tokenizer: Tokenizer, texts: Sequence[str]) -> TokenReward:
+    """A Python function of prompts and responses as PPO's reward."""
+
+    def reward(chosen: list[int], responses: list[Response]) -> list[float]:
+        return function([texts[index] for index in chosen], [response_text(tokenizer, each) for each in responses])
+
+    return reward
+
+
+def make_policy(
+    model_folder: Path,
+    prompts_file: Path,
+    reward: Path | Reward,
+    out: Path,
+    config: PolicyConfig,
+    budget: Budget,
+    *,
+    metrics: MetricsLog,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+    score_labeller: bool = False,
+) -> dict[str, Any]:
+    """Optimise the instructed model against a reward with PPO.
+
+    `prompts_file` holds demonstrations (their prompts are used). With `score_labeller`, the simulated labeller's score
+    of the sampled responses is logged; it is never seen by the policy or the reward model.
+    """
+    tokenizer = Tokenizer.load(model_folder)
+    policy = PolicyWithValue(open_transformer(model_folder, device))
+    reference = open_transformer(model_folder, device).inference_copy()
+    rows = read_demonstrations(prompts_file)
+    limit = reference.config.context_length - config.ppo.max_tokens
+    prompts = [prompt_tokens(tokenizer, row.messages[:-1]) for row in rows]
+    kept = [index for index, prompt in enumerate(prompts) if len(prompt) <= limit]
+    if not kept:
+        raise UserError(f"no prompt of {prompts_file} leaves room for {config.ppo.max_tokens} tokens in the context")
+    prompts, rows = [prompts[index] for index in kept], [rows[index] for index in kept]
+    if isinstance(reward, Path):
+        token_reward = model_reward(open_reward_model(reward, device), prompts)
+    else:
+        token_reward = text_reward(reward, tokenizer, [row.messages[-2]["content"] for row in rows])
+
+    def observe(chosen: list[int], responses: list[Response]) -> dict[str, float]:
+        texts = [response_text(tokenizer, response) for response in responses]
+        figures = {"distinct_ratio": distinct_ratio(texts)}
+        if score_labeller:
+            scores = [
+                labeller.score(text, rows[index].messages[-1]["content"], response.ended).total
+                for index, text, response in zip(chosen, texts, responses, strict=True)
+            ]
+            figures["labeller_score"] = sum(scores) / len(scores)
+        return figures
+
+    optimizer = Optimizer(parameter_groups(policy, config.rates, config.rate_scale), reference.compute_dtype)
+    stop = frozenset({tokenizer.end_of_turn, tokenizer.end_of_text})
+    trainer = PPOTrainer(policy, reference, prompts, token_reward, stop, optimizer, config.ppo, seed, observe)
+    loop = Loop("ppo", budget, TrainingStates(out / "training"), metrics, log_seconds=0.0)
+    result = loop.run(trainer, resume=resume)
+    _save(out, policy.transformer, tokenizer)
+    return {"updates": result.steps, "episodes": trainer.episodes, "seconds": result.seconds, "last": result.last}

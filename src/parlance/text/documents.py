@@ -1,0 +1,121 @@
+"""What a corpus is: something that can be iterated, again and again, for documents.
+
+A `Document` is one text with a name, an origin and free metadata; as JSON it is one object
+`{"id", "text", "source", "metadata"}`, the line format of every `*.jsonl` that Parlance writes.
+
+    Document("notes/a.txt", "Some text.", "notes/a.txt").to_json()
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, runtime_checkable
+
+LEFT_OUT_LIMIT = 10_000
+"""At most this many files that were not read are listed by name in a `ReadingReport`; all are counted."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus."""
+
+    id: str
+    """Name of the document, unique within its corpus unless the user's own ids repeat."""
+    text: str
+    source: str
+    """Where it comes from: a path, a web address, the name of a collection."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """JSON values. Two keys have a meaning: `group` (documents of one group never end up in different splits) and
+    `licence`."""
+
+    @property
+    def group(self) -> str:
+        """The unit that may not be torn between training and test data: `metadata["group"]`, else the id."""
+        return str(self.metadata.get("group", self.id))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document as a JSON object."""
+        return {"id": self.id, "text": self.text, "source": self.source, "metadata": self.metadata}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; `source` and `metadata` may be absent. Raises KeyError without `id` or `text`."""
+        return cls(record["id"], record["text"], record.get("source", ""), record.get("metadata", {}))
+
+
+class Corpus(Protocol):
+    """Documents in a fixed order; every iteration starts anew and yields the same ones."""
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+@dataclass
+class ReadingReport:
+    """What one pass over a corpus met."""
+
+    files: int = 0
+    """Files opened."""
+    documents: int = 0
+    """Documents yielded."""
+    bytes: int = 0
+    """UTF-8 bytes of their texts."""
+    replaced: int = 0
+    """Undecodable byte sequences and lone surrogates that became U+FFFD."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Files or records that were not read, counted by reason."""
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of the files that were not read, the first `LEFT_OUT_LIMIT` of them."""
+
+    def skip(self, reason: str, name: str) -> None:
+        """Count something that is not read."""
+        self.skipped[reason] += 1
+        if len(self.left_out) < LEFT_OUT_LIMIT:
+            self.left_out.append((name, reason))
+
+    def count(self, text: str) -> None:
+        """Count a document that is yielded."""
+        self.documents += 1
+        self.bytes += utf8_length(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, without the list of names."""
+        return {
+            "files": self.files,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "replaced": self.replaced,
+            "skipped": dict(sorted(self.skipped.items())),
+        }
+
+
+@runtime_checkable
+class ReportingCorpus(Protocol):
+    """A corpus that also says what its last complete pass met."""
+
+    report: ReadingReport
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+def utf8_length(text: str) -> int:
+    """Number of UTF-8 bytes of `text` (a lone surrogate counts as the three bytes of U+FFFD)."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", errors="surrogatepass"))
+
+
+def decode_utf8(data: bytes) -> tuple[str, int]:
+    """(text, number of undecodable sequences replaced by U+FFFD); a byte-order mark at the start is dropped."""
+    try:
+        return data.decode("utf-8-sig"), 0
+    except UnicodeDecodeError:
+        text = data.decode("utf-8-sig", errors="replace")
+        return text, text.count("\ufffd") - data.count(b"\xef\xbf\xbd")
+
+
+def replace_surrogates(text: str) -> tuple[str, int]:
+    """(text, count): lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
+    try:
+        text.encode("utf-8")
+        return text, 0
+    except UnicodeEncodeError:
+        count = sum(1 for character in text if "\ud800" <= character <= "\udfff")
+        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text), count

@@ -1,0 +1,90 @@
+"""What a model is trained for: an objective maps (model, batch) to a summed loss and the number of items it counts.
+
+The trainer divides by the count of the whole step, never by that of a micro-batch, so any split of a batch gives the
+same gradient.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parlance.models.transformer import Transformer
+
+IGNORE = -100
+"""Target of a position that is not in the loss."""
+
+ModelT = TypeVar("ModelT", bound=nn.Module, contravariant=True)
+BatchT = TypeVar("BatchT", contravariant=True)
+
+
+@dataclass
+class LossTerms:
+    """A summed loss and what it sums over."""
+
+    loss_sum: Tensor
+    """Scalar with gradient."""
+    count: int
+    """Items in the sum: tokens, pairs, ..."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further sums over the same items (the trainer divides them by the count too)."""
+
+
+class Objective(Protocol[ModelT, BatchT]):
+    """A loss over batches of some kind."""
+
+    def __call__(self, model: ModelT, batch: BatchT) -> LossTerms:
+        """The summed loss of one micro-batch."""
+        ...
+
+
+@dataclass
+class TokenBatch:
+    """Inputs and targets of next-token prediction."""
+
+    inputs: Tensor
+    """(B, T) int64, padded on the right."""
+    targets: Tensor
+    """(B, T) int64; `IGNORE` where there is nothing to predict."""
+
+
+def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed -log p(target) in nats of hidden (N, D) and targets (N,)."""
+    return F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum")
+
+
+class NextTokenObjective:
+    """Sum of -log p(w_t | w_<t) over the targets that are not `IGNORE`; the head runs on those positions only.
+
+    `compile` compiles blocks and head where that pays.
+    """
+
+    def __init__(self) -> None:
+        self.cross_entropy = cross_entropy_sum
+
+    def __call__(self, model: Transformer, batch: TokenBatch) -> LossTerms:
+        hidden = model.hidden(batch.inputs).flatten(0, 1)
+        targets = batch.targets.flatten()
+        if bool((targets == IGNORE).any()):
+            kept = (targets != IGNORE).nonzero().squeeze(1)
+            hidden, targets = hidden.index_select(0, kept), targets[kept]
+        return LossTerms(self.cross_entropy(model, hidden, targets), targets.numel())
+
+
+def token_batch(tokens: Tensor) -> TokenBatch:
+    """Windows (B, T + 1) as inputs (B, T) and the targets one to the right."""
+    return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def mean_loss(model: Transformer, batches: list[TokenBatch], objective: "NextTokenObjective | None" = None) -> float:
+    """Mean nats per counted token over `batches`, by the (perhaps compiled) objective of the training run.
+
+    Runs in gradient mode, so that code compiled for training serves here too; no gradient is computed.
+    """
+    objective = objective or NextTokenObjective()
+    total, count = 0.0, 0
+    for batch in batches:
+        terms = objective(model, batch)
+        total, count = total + float(terms.loss_sum.detach()), count + terms.count
+    return total / count

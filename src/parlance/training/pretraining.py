@@ -1,0 +1,309 @@
+"""Pre-training: from token shards and a budget to a base model, with the loss predicted before it starts.
+
+1. Choose the model's size from the time budget and the measured speed of this machine.
+2. Compile where that pays.
+3. Train two short pilots of that very recipe to their end; fit L(x) = a x^-b; state the loss the run should reach.
+4. Train; validate on the way; keep resume states.
+
+  result = pretrain(tokens, Path("base"), PretrainingConfig(), Budget(seconds=200), ...)
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parlance.core.artifacts import read_json, write_json
+from parlance.core.config import Config
+from parlance.core.devices import fast_bfloat16
+from parlance.core.errors import UserError
+from parlance.core.metrics import MetricsLog
+from parlance.core.progress import say
+from parlance.models.checkpoints import load_transformer
+from parlance.models.transformer import Transformer, TransformerConfig
+from parlance.scaling.power_law import fit_power_law
+from parlance.text.token_dataset import TokenDataset
+from parlance.training.checkpointing import TrainingStates
+from parlance.training.compilation import WORTH_SECONDS, compile_training
+from parlance.training.loop import Budget, Loop
+from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, token_batch
+from parlance.training.optimizers import Optimizer
+from parlance.training.rates import LearningRates, parameter_groups
+from parlance.training.trainer import Trainer, TrainingConfig
+
+LADDER = ((1, 64), (2, 128), (3, 192), (4, 256), (5, 320), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024))
+"""Sizes to choose from: (layers, width); heads are 64 wide."""
+
+
+class PretrainingConfig(Config):
+    """How a base model is made."""
+
+    context_length: int = 256
+    """Tokens a training window, and the longest text the model reads."""
+    layers: int | None = None
+    """Blocks; None: chosen from the budget."""
+    width: int | None = None
+    """Residual width, a multiple of 64; None: chosen from the budget."""
+    qk_norm: bool = True
+    """Qwen3-like (True) or LLaMA-like (False)."""
+    tie_embeddings: bool = False
+    """Share the embedding with the output head."""
+    batch_size: int = 8
+    """Windows a step."""
+    tokens_per_parameter: float = 0.5
+    """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
+    pilot_share: float = 0.05
+    """Share of the budget for the longer pilot; the shorter takes half of that. 0: no pilots, no prediction."""
+    compile: bool | None = None
+    """Use torch.compile; None: where the budget is a minute or more and a C++ compiler is there."""
+    rates: LearningRates = LearningRates()
+    """Peak learning rates."""
+    training: TrainingConfig = TrainingConfig()
+    """Schedule and clipping."""
+    validation_tokens: int = 16_384
+    """Tokens of the validation split measured on the way."""
+
+
+@dataclass
+class PretrainingResult:
+    """A trained base model and what is known about it."""
+
+    model: Transformer
+    choices: list[str]
+    """One sentence for each derived setting."""
+    prediction: dict[str, Any] | None
+    """Pilots, predicted loss with interval, and reached loss (nats per token); None without pilots."""
+    tokens: int
+    seconds: float
+    compiled: bool
+
+
+def shape(layers: int, width: int, vocab_size: int, config: PretrainingConfig) -> TransformerConfig:
+    """The Transformer of a rung of the ladder."""
+    if width % 64:
+        raise UserError(f"width {width} is not a multiple of 64, the width of one head")
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        context_length=config.context_length,
+        width=width,
+        layers=layers,
+        heads=width // 64,
+        qk_norm=config.qk_norm,
+        tie_embeddings=config.tie_embeddings,
+    )
+
+
+def _fresh(config: TransformerConfig, seed: int, device: torch.device) -> Transformer:
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(seed))
+    model.to(device)
+    model.compute_dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return model
+
+
+def seconds_per_token(model: Transformer, batch: TokenBatch) -> float:
+    """Measured time of one forward and backward pass per token (the faster of two after a first)."""
+    objective, times = NextTokenObjective(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        objective(model, batch).loss_sum.backward()  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter() - start)
+        for parameter in model.parameters():
+            parameter.grad = None
+    return min(times[1:]) / batch.inputs.numel()
+
+
+def choose_shape(
+    dataset: TokenDataset, config: PretrainingConfig, vocab_size: int, seconds: float, device: torch.device
+) -> tuple[TransformerConfig, str]:
+    """The largest rung that still sees `tokens_per_parameter` tokens a matrix parameter in `seconds`, and why.
+
+    Speeds are measured rung by rung, smallest first, and stop at the first rung that is too slow.
+    """
+    (windows, _) = next(dataset.batches(config.batch_size, config.context_length, seed=0))
+    batch = _to(token_batch(torch.from_numpy(windows)), device)
+    chosen, reason = None, ""
+    for layers, width in LADDER:
+        candidate = shape(layers, width, vocab_size, config)
+        tokens = seconds / seconds_per_token(_fresh(candidate, 0, device), batch)
+        ratio = tokens / candidate.matrix_parameters()
+        if chosen is not None and ratio < config.tokens_per_parameter:
+            break
+        chosen = candidate
+        reason = (
+            f"{layers} layers of width {width}: this machine trains it at {tokens / seconds:,.0f} tokens/s (measured), "
+            f"so {seconds:.0f} s give about {ratio:.1f} tokens per matrix parameter; the next size would fall below "
+            f"{config.tokens_per_parameter:g}"
+        )
+    assert chosen is not None
+    return chosen, reason
+
+
+def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    return TokenBatch(batch.inputs.to(device), batch.targets.to(device))
+
+
+def validation_batches(dataset: TokenDataset, config: PretrainingConfig, device: torch.device) -> list[TokenBatch]:
+    """Windows of the validation split in their own order, whole batches of the training shape, up to the set size."""
+    span = config.context_length
+    tokens = torch.from_numpy(dataset.tokens[: config.validation_tokens + 1].astype("int64"))
+    count = max(1, (len(tokens) - 1) // span)
+    windows = torch.stack([tokens[i * span : (i + 1) * span + 1] for i in range(count)])
+    # Whole batches only, so that compiled code meets the one shape it was compiled for.
+    size = min(config.batch_size, count)
+    return [_to(token_batch(windows[i : i + size]), device) for i in range(0, count - size + 1, size)]
+
+
+def pretrain(
+    train: TokenDataset,
+    validation: TokenDataset,
+    folder: Path,
+    config: PretrainingConfig,
+    budget: Budget,
+    *,
+    vocab_size: int,
+    metrics: MetricsLog,
+    seed: int,
+    device: torch.device,
+    resume: bool = False,
+    initial: Path | None = None,
+) -> PretrainingResult:
+    """Train a base model; resume states and the plan live in `folder`/training. `initial` continues a checkpoint.
+
+    Raises UserError where a split is smaller than one window, Interrupted where the user stops it.
+    """
+    for dataset, name in ((train, "training"), (validation, "validation")):
+        if len(dataset.tokens) < config.context_length + 1:
+            raise UserError(
+                f"the {name} split has {len(dataset.tokens)} tokens, less than one context of {config.context_length}; "
+                "bring more text or set a smaller context_length"
+            )
+    plan_file = folder / "training" / "plan.json"
+    started = time.monotonic()
+    if resume and plan_file.exists():
+        plan = read_json(plan_file)
+        shape_config = TransformerConfig.model_validate(plan["model"])
+    else:
+        shape_config, reason = _choose(train, config, vocab_size, budget, device, initial)
+        plan = {"model": shape_config.model_dump(), "choices": [reason], "prediction": None, "spent": 0.0}
+        TrainingStates(folder / "training").clear()
+    say(plan["choices"][0])
+
+    def start() -> Transformer:
+        model = _fresh(shape_config, seed, device)
+        if initial is not None:
+            model.load_state_dict(load_transformer(initial).state_dict())
+        return model
+
+    model, objective = start(), NextTokenObjective()
+    checks = validation_batches(validation, config, device)
+    (windows, _) = next(train.batches(config.batch_size, config.context_length, seed=seed))
+    worth = budget.seconds is not None and budget.seconds >= WORTH_SECONDS
+    compiled = (worth if config.compile is None else config.compile) and compile_training(
+        model, objective, _to(token_batch(torch.from_numpy(windows)), device)
+    )
+
+    def batches(state: Any) -> Iterator[tuple[TokenBatch, Any]]:
+        for rows, after in train.batches(config.batch_size, config.context_length, seed=seed, state=state):
+            yield _to(token_batch(torch.from_numpy(rows)), device), after
+
+    def optimizer() -> Optimizer:
+        return Optimizer(parameter_groups(model, config.rates), model.compute_dtype)
+
+    def validate() -> dict[str, float]:
+        return {"validation_loss": mean_loss(model, checks, objective)}
+
+    def run(
+        stage: str, share: Budget, states: TrainingStates, log: MetricsLog, *, resume: bool
+    ) -> tuple[Trainer[Any, Any], float]:
+        trainer = Trainer(model, objective, batches, optimizer(), config.training)
+        result = Loop(stage, share, states, log, validate).run(trainer, resume=resume)
+        return trainer, result.seconds
+
+    if not plan_file.exists() or not resume:
+        if config.pilot_share > 0:
+            plan["prediction"] = _pilots(run, validate, model, start, folder, config, budget)
+            say(f"predicted validation loss {_interval(plan['prediction'])} nats per token")
+        plan["spent"] = time.monotonic() - started
+        write_json(plan_file, plan)
+    _copy(start(), model)
+    main = budget
+    if budget.seconds is not None:
+        # Choosing, compiling and the pilots are paid from the same budget.
+        main = Budget(seconds=max(1.0, budget.seconds - plan["spent"]))
+    trainer, seconds = run("pretrain", main, TrainingStates(folder / "training"), metrics, resume=resume)
+    if plan["prediction"] is not None:
+        plan["prediction"]["reached_loss"] = validate()["validation_loss"]
+        x = seconds if budget.seconds is not None else float(budget.steps or 0)
+        plan["prediction"]["reached_x"] = x
+    return PretrainingResult(model, plan["choices"], plan["prediction"], trainer.items, seconds, compiled)
+
+
+def _choose(
+    train: TokenDataset,
+    config: PretrainingConfig,
+    vocab_size: int,
+    budget: Budget,
+    device: torch.device,
+    initial: Path | None,
+) -> tuple[TransformerConfig, str]:
+    if initial is not None:
+        model = load_transformer(initial)
+        return model.config, f"the size of {initial}, which this run continues"
+    if (config.layers is None) != (config.width is None):
+        raise UserError("set both layers and width, or neither")
+    if config.layers is not None and config.width is not None:
+        chosen = shape(config.layers, config.width, vocab_size, config)
+        return chosen, f"{config.layers} layers of width {config.width}: as asked"
+    if budget.seconds is None:
+        raise UserError("with a budget in steps, set the model's layers and width")
+    return choose_shape(train, config, vocab_size, budget.seconds, device)
+
+
+def _pilots(
+    run: Callable[..., tuple[Trainer[Any, Any], float]],
+    validate: Callable[[], dict[str, float]],
+    model: Transformer,
+    start: Callable[[], Transformer],
+    folder: Path,
+    config: PretrainingConfig,
+    budget: Budget,
+) -> dict[str, Any]:
+    """Train two short runs to the end of their schedule and extrapolate their validation loss to the whole budget."""
+    points = []
+    for share in (config.pilot_share / 2, config.pilot_share):
+        if budget.seconds is not None:
+            part, unit = Budget(seconds=budget.seconds * share), "seconds"
+        else:
+            part, unit = Budget(steps=max(1, round((budget.steps or 0) * share))), "steps"
+        _copy(start(), model)
+        states = TrainingStates(folder / "training" / "pilot")
+        trainer, _ = run("pilot", part, states, MetricsLog(folder / "training" / "pilot.jsonl"), resume=False)
+        points.append({"x": trainer.items, "loss": validate()["validation_loss"]})
+        states.clear()
+    # The budget in tokens: what the longer pilot did in its share, times what is left for the main run.
+    whole = points[-1]["x"] / config.pilot_share * (1.0 if unit == "steps" else 1.0 - 1.5 * config.pilot_share)
+    law = fit_power_law([float(point["x"]) for point in points], [point["loss"] for point in points])
+    predicted = law.predict_with_interval(whole)
+    return {
+        "x": "tokens",
+        "pilot": points,
+        "planned_x": whole,
+        "predicted_loss": predicted.value,
+        "low": predicted.low,
+        "high": predicted.high,
+        "law": {"a": law.a, "b": law.b, "e": law.e, "status": law.status},
+    }
+
+
+def _copy(source: Transformer, target: Transformer) -> None:
+    with torch.no_grad():
+        for new, old in zip(source.parameters(), target.parameters(), strict=True):
+            old.copy_(new)
+
+
+def _interval(prediction: dict[str, Any]) -> str:
+    return f"{prediction['predicted_loss']:.3f} (95 % interval {prediction['low']:.3f} to {prediction['high']:.3f})"

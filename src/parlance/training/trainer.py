@@ -1,0 +1,101 @@
+"""The one trainer: any objective, any model, any batches.
+
+A step draws `accumulation` micro-batches, sums their losses, divides the gradient by the count of the whole step,
+clips, and updates. Batches come from iterators that yield (batch, state); the state stored is that after the last
+batch used, so a resumed run sees exactly the batches it would have seen.
+
+    trainer = Trainer(model, objective, batches, optimizer, TrainingConfig())
+    Loop("pretrain", Budget(steps=100), states, metrics).run(trainer)
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from parlance.core.config import Config
+from parlance.core.errors import UserError
+from parlance.core.progress import say
+from parlance.training.objectives import LossTerms
+from parlance.training.optimizers import Optimizer, clip_gradients
+from parlance.training.schedules import trapezoid
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+BatchT = TypeVar("BatchT")
+
+
+class TrainingConfig(Config):
+    """The update rule of a stage, apart from the optimizer's own rates."""
+
+    accumulation: int = 1
+    """Micro-batches a step."""
+    warmup: float = 0.02
+    """Share of the budget over which the learning rate rises from zero."""
+    decay: float = 0.6
+    """Share of the budget over which it falls linearly to `final`."""
+    final: float = 0.0
+    """Share of the peak learning rate at the end."""
+    clip: float = 1.0
+    """Largest joint gradient norm."""
+
+
+class Trainer(Generic[ModelT, BatchT]):
+    """A `LoopBody` that minimises an objective. Trains `model` in place."""
+
+    def __init__(
+        self,
+        model: ModelT,
+        objective: Callable[[ModelT, BatchT], LossTerms],
+        batches: Callable[[Any], Iterator[tuple[BatchT, Any]]],
+        optimizer: Optimizer,
+        config: TrainingConfig,
+    ) -> None:
+        self.model, self.objective, self.optimizer, self.config = model, objective, optimizer, config
+        self._batches = batches
+        self._source: Iterator[tuple[BatchT, Any]] | None = None
+        self._data_state: Any = None
+        self.items = 0
+        """What the objective counted so far (tokens, prompts)."""
+
+    def step(self, progress: float) -> dict[str, float]:
+        """One optimizer step; returns mean loss, gradient norm, share of the peak rate, and mean metrics."""
+        if self._source is None:
+            self._source = self._batches(self._data_state)
+        loss_sum, count, sums = 0.0, 0, dict[str, float]()
+        for _ in range(self.config.accumulation):
+            batch, self._data_state = next(self._source)
+            terms = self.objective(self.model, batch)
+            terms.loss_sum.backward()  # type: ignore[no-untyped-call]
+            loss_sum, count = loss_sum + float(terms.loss_sum.detach()), count + terms.count
+            for name, value in terms.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+        if count == 0:
+            raise UserError("a batch has nothing to learn from: every target is masked")
+        self.optimizer.divide_gradients(count)
+        norm = clip_gradients(self.optimizer.parameters(), self.config.clip)
+        # The first step must move too: progress is still 0 there.
+        scale = trapezoid(max(progress, 1e-3), self.config.warmup, self.config.decay, self.config.final)
+        if math.isfinite(norm):
+            self.optimizer.step(scale)
+        else:
+            say("a step was skipped: its gradient is not finite")
+        self.optimizer.zero_gradients()
+        self.items += count
+        means = {name: value / count for name, value in sums.items()}
+        return {"items": self.items, "loss": loss_sum / count, "gradient_norm": norm, "rate_share": scale, **means}
+
+    def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `LoopBody`."""
+        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
+        return tensors, {"items": self.items, "data": self._data_state, "optimizer_steps": self.optimizer.steps}
+
+    def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """See `LoopBody`."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        self.optimizer.load_state(tensors, info["optimizer_steps"])
+        self.items, self._data_state, self._source = info["items"], info["data"], None

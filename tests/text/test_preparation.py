@@ -1,0 +1,217 @@
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parlance.core.errors import UserError
+from parlance.text.documents import Document
+from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split, undecodable_share
+from parlance.text.readers import FileCorpus
+from parlance.text.splits import LEAST_HELD_OUT, LEAST_TRAIN, SPLITS, assign_groups, cut_by_position
+
+CONFIG = PreparationConfig()
+
+
+class ListCorpus:
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+
+    def __iter__(self) -> Iterator[Document]:
+        return iter(self.documents)
+
+
+def prose(words: int, seed: int) -> str:
+    return " ".join(f"word{n}z" for n in np.random.default_rng(seed).integers(100_000, size=words))
+
+
+def read_removed(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+
+
+@given(
+    sizes=st.dictionaries(st.text(max_size=4), st.integers(1, 10_000), max_size=60),
+    seed=st.integers(0, 3),
+)
+def test_groups_are_assigned_whole_or_not_at_all(sizes: dict[str, int], seed: int) -> None:
+    assigned = assign_groups(sizes, 0.04, 0.06, seed)
+    if assigned is None:
+        return
+    assert assigned.keys() == sizes.keys()
+    total = sum(sizes.values())
+    share = {s: sum(sizes[g] for g in sizes if assigned[g] == s) / total for s in SPLITS}
+    assert share["train"] >= LEAST_TRAIN
+    assert share["validation"] >= LEAST_HELD_OUT * 0.04
+    assert share["test"] >= LEAST_HELD_OUT * 0.06
+    assert assigned == assign_groups(dict(reversed(sizes.items())), 0.04, 0.06, seed)
+
+
+def test_many_small_groups_meet_the_shares() -> None:
+    sizes = {f"g{i}": 100 + i % 7 for i in range(1000)}
+    assigned = assign_groups(sizes, 0.04, 0.06, seed=0)
+    assert assigned is not None
+    total = sum(sizes.values())
+    for split, share in (("validation", 0.04), ("test", 0.06)):
+        assert sum(sizes[g] for g in sizes if assigned[g] == split) / total == pytest.approx(share, abs=0.001)
+    assert assigned != assign_groups(sizes, 0.04, 0.06, seed=1)
+
+
+def test_few_or_uneven_groups_are_refused() -> None:
+    assert assign_groups({"a": 1, "b": 1}, 0.04, 0.06, 0) is None
+    assert assign_groups({"a": 1, "b": 1, "c": 1}, 0.04, 0.06, 0) is None
+    assert assign_groups({"giant": 10_000, "b": 10, "c": 10, "d": 5}, 0.04, 0.06, 0) is None
+    ten = assign_groups({str(i): 100 for i in range(10)}, 0.04, 0.06, 0)
+    assert ten is not None
+    assert sorted(ten.values()) == ["test", *["train"] * 8, "validation"]
+
+
+@given(st.text(alphabet="ab \n", min_size=1, max_size=400))
+def test_cuts_tile_the_text(text: str) -> None:
+    ranges = cut_by_position(text, 0.04, 0.06)
+    assert "".join(text[a:b] for a, b in ranges.values()) == text
+    if len(text) >= 3:
+        assert list(ranges) == list(SPLITS)
+        assert all(a < b for a, b in ranges.values())
+
+
+def test_cuts_are_at_line_ends() -> None:
+    text = "a line of text here\n" * 1000
+    ranges = cut_by_position(text, 0.04, 0.06)
+    assert all(text[b - 1] == "\n" for _, b in ranges.values())
+    assert ranges["test"][0] / len(text) == pytest.approx(0.94, abs=0.01)
+    assert ranges["validation"][0] / len(text) == pytest.approx(0.90, abs=0.01)
+
+
+def test_every_document_ends_up_somewhere_with_its_reason(tmp_path: Path) -> None:
+    documents = [Document(f"d{i:03}", prose(100, i), "web", {"licence": "CC0"}) for i in range(100)]
+    documents += [
+        Document("empty", " \n", "web"),
+        Document("binary", "\x00\x01\ufffd abc" * 20, "web"),
+        Document("copy", documents[5].text.replace(" ", "\n"), "web"),
+        Document("longer", documents[6].text + " and a few more words", "web"),
+    ]
+    out = tmp_path / "corpus"
+    card = prepare_corpus(ListCorpus(documents), out, CONFIG)
+
+    removed = {row["id"]: row for row in read_removed(out)}
+    assert {name: row["reason"] for name, row in removed.items()} == {
+        "empty": "too short",
+        "binary": "undecodable",
+        "d005": "exact duplicate",
+        "d006": "near duplicate",
+    }
+    assert removed["d005"]["stays"] == "copy"
+    assert removed["d006"]["stays"] == "longer"
+    assert removed["d006"]["figure"] > 0.8
+    assert removed["binary"]["figure"] == pytest.approx(3 / 7, abs=1e-3)
+
+    kept = {split: list(read_split(out, split)) for split in SPLITS}
+    by_id = {d.id: d for d in documents}
+    names = [d.id for part in kept.values() for d in part]
+    assert sorted(names + list(removed)) == sorted(by_id)
+    assert all(by_id[d.id] == d for part in kept.values() for d in part)
+
+    assert [row["documents"] for row in card["steps"]] == [104, 103, 102, 101, 100]
+    assert [row["removed"] for row in card["steps"]] == [0, 1, 1, 1, 1]
+    for split, part in kept.items():
+        assert card["splits"][split]["documents"] == len(part)
+        assert card["splits"][split]["bytes"] == sum(len(d.text.encode()) for d in part)
+        assert card["splits"][split]["groups"] == len({d.group for d in part})
+    assert sum(row["bytes"] for row in card["splits"].values()) == card["steps"][-1]["bytes"]
+    assert card["steps"][0]["bytes"] == sum(len(d.text.encode()) for d in documents)
+    assert card["split_method"] == "whole groups"
+    assert card["splits"]["test"]["group_names"] == sorted(d.id for d in kept["test"])
+    assert card["licences"] == {"CC0": 100, "not stated": 4}
+    assert card["config"] == CONFIG.model_dump()
+    assert json.loads((out / "card.json").read_text()) == card
+    assert {path.name for path in out.iterdir()} == {
+        "train.jsonl", "validation.jsonl", "test.jsonl", "removed.jsonl", "card.json",
+    }  # fmt: skip
+
+
+def test_groups_are_never_torn(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", prose(60, i), "s", {"group": f"g{i % 40}"}) for i in range(200)]
+    prepare_corpus(ListCorpus(documents), tmp_path / "corpus", CONFIG)
+    groups = [{d.group for d in read_split(tmp_path / "corpus", split)} for split in SPLITS]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+
+
+def test_filters_can_be_turned_off(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", prose(50, i // 2), "s") for i in range(60)]
+    config = PreparationConfig(exact_duplicates=False, near_duplicates=False)
+    card = prepare_corpus(ListCorpus(documents), tmp_path / "corpus", config)
+    assert card["steps"][-1]["documents"] == 60
+    near = prepare_corpus(ListCorpus(documents), tmp_path / "corpus", PreparationConfig(exact_duplicates=False))
+    assert [row["removed"] for row in near["steps"]] == [0, 0, 0, 0, 30]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", prose(50, i), "s") for i in range(60)]
+    for name in "ab":
+        prepare_corpus(ListCorpus(documents), tmp_path / name, CONFIG)
+    for path in sorted((tmp_path / "a").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_single_book_is_divided_by_position(tmp_path: Path) -> None:
+    text = "".join(f"Line {i} of the book.\n" for i in range(2000))
+    (tmp_path / "book.txt").write_text(text)
+    out = tmp_path / "corpus"
+    card = prepare_corpus(FileCorpus([tmp_path / "book.txt"]), out, CONFIG)
+    assert card["split_method"].startswith("by position")
+    parts = {split: next(read_split(out, split)) for split in SPLITS}
+    assert "".join(part.text for part in parts.values()) == text
+    assert len(parts["test"].text) / len(text) == pytest.approx(0.06, abs=0.01)
+    assert len(parts["validation"].text) / len(text) == pytest.approx(0.04, abs=0.01)
+    assert {part.group for part in parts.values()} == {"book.txt"}
+    assert card["reading"]["files"] == 1
+
+
+def test_one_kilobyte_is_enough(tmp_path: Path) -> None:
+    card = prepare_corpus(ListCorpus([Document("a", prose(100, 0), "s")]), tmp_path / "c", CONFIG)
+    assert all(row["bytes"] > 0 for row in card["splits"].values())
+
+
+def test_short_documents_beside_a_book_are_all_for_training(tmp_path: Path) -> None:
+    documents = [Document("book", prose(5000, 0), "s"), Document("note", prose(10, 1), "s")]
+    prepare_corpus(ListCorpus(documents), tmp_path / "c", CONFIG)
+    assert [d.id for d in read_split(tmp_path / "c", "train")] == ["book#train", "note"]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    with pytest.raises(UserError, match="no documents"):
+        prepare_corpus(ListCorpus([]), out, CONFIG)
+    with pytest.raises(UserError, match="left nothing of the corpus"):
+        prepare_corpus(ListCorpus([Document("a", "x", "s")]), out, CONFIG)
+    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not a prepared corpus"):
+        prepare_corpus(ListCorpus([Document("a", prose(100, 0), "s")]), mine, CONFIG)
+    assert (mine / "thesis.txt").read_text() == "precious"
+    with pytest.raises(UserError, match="has no train split"):
+        list(read_split(mine, "train"))
+
+
+def test_an_old_corpus_is_kept_when_a_new_one_fails(tmp_path: Path) -> None:
+    out = tmp_path / "corpus"
+    prepare_corpus(ListCorpus([Document("a", prose(100, 0), "s")]), out, CONFIG)
+    before = (out / "card.json").read_bytes()
+    with pytest.raises(UserError):
+        prepare_corpus(ListCorpus([]), out, CONFIG)
+    assert (out / "card.json").read_bytes() == before
+
+
+def test_undecodable_share() -> None:
+    assert undecodable_share("tabs\tand\nlines\r\n\x0c") == 0
+    assert undecodable_share("a\x00b\ufffd") == 0.5
+    assert undecodable_share("") == 0

@@ -1,0 +1,196 @@
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import rustbpe
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
+
+from parlance.core.errors import UserError
+from parlance.text import tokenizers as module
+from parlance.text.tokenizers import PATTERN, SPECIAL_TOKENS, Tokenizer, merges_of_ranks, train_tokenizer
+
+ASSIGNED = st.characters(exclude_categories=("Cs", "Cn"))
+"""Characters of Python's Unicode version; the regular-expression engines may disagree on newer ones."""
+CODE = st.sampled_from(["\n", "    ", "\t", "\r\n", "def ", "(x):", "self.", "123", "_a", "é", "😀", "# ", '"""', " "])
+TEXT = st.one_of(
+    st.text(ASSIGNED), st.lists(CODE).map("".join), st.lists(st.text(ASSIGNED, max_size=3) | CODE).map("".join)
+)
+
+
+@pytest.fixture(scope="module")
+def peer(texts: list[str]) -> rustbpe.Tokenizer:
+    """The trainer's own encoder."""
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), 1024 - len(SPECIAL_TOKENS), pattern=PATTERN)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def transformers_peer(bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    bpe.save(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@given(TEXT)
+@example("x\n        return y")
+@example("a\u0301ß ſt İ 我 १२३ ½²³ \u00a0\u2028\x85\x1c")
+def test_both_engines_cut_the_same_pieces(text: str) -> None:
+    """Oniguruma in `tokenizers` against Python's `regex`; rustbpe is compared through its ids below."""
+    splitter = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    pieces = [piece for piece, _ in splitter.pre_tokenize_str(text)]
+    assert pieces == regex.findall(PATTERN, text)
+    assert "".join(pieces) == text
+
+
+def test_every_assigned_character_has_the_same_class_in_both_engines() -> None:
+    characters = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cs", "Cn")]
+    text = "".join(f"{c}a" for c in characters)
+    splitter = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    assert [piece for piece, _ in splitter.pre_tokenize_str(text)] == regex.findall(PATTERN, text)
+
+
+def test_pieces() -> None:
+    code = "def f(x):\n    if x > 1234:\n\n        return self._name  # it's\n\tend"
+    assert regex.findall(PATTERN, code) == [
+        "def", " f", "(x", "):\n    ", "if", " x", " >", " ", "12", "34", ":\n\n        ", "return", " self", "._",
+        "name", "  ", "#", " it", "'s", "\n\t", "end",
+    ]  # fmt: skip
+
+
+@given(TEXT)
+def test_ids_equal_those_of_the_trainer(bpe: Tokenizer, peer: rustbpe.Tokenizer, text: str) -> None:
+    assert bpe.encode(text) == peer.encode(text)
+
+
+def test_ids_equal_those_of_the_trainer_on_its_text(bpe: Tokenizer, peer: rustbpe.Tokenizer, texts: list[str]) -> None:
+    assert bpe.encode_batch(texts) == [peer.encode(text) for text in texts]
+    ranks = {bytes(token): rank for token, rank in peer.get_mergeable_ranks()}
+    assert ranks == {bpe.token_bytes(i): i for i in range(1024 - len(SPECIAL_TOKENS))}
+
+
+@given(text=TEXT)
+@example(text="")
+@example(text="<|endoftext|><|im_start|>")
+@pytest.mark.parametrize("name", ["bpe", "byte_level"])
+def test_decoding_inverts_encoding(request: pytest.FixtureRequest, name: str, text: str) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode() == tokenizer.decode_bytes(ids)
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
+    assert int(tokenizer.token_byte_lengths[np.array(ids, dtype=int)].sum()) == len(text.encode())
+
+
+def test_byte_ids_are_the_bytes(byte_level: Tokenizer) -> None:
+    text = "héllo\n😀"
+    assert byte_level.encode(text) == list(text.encode())
+    assert byte_level.vocab_size == 260
+    assert byte_level.decode([0xC3]) == "\ufffd"
+    assert byte_level.decode_bytes([0xC3]) == b"\xc3"
+
+
+@given(text=TEXT)
+@settings(deadline=None)
+def test_transformers_gives_identical_ids(bpe: Tokenizer, transformers_peer, text: str) -> None:  # type: ignore[no-untyped-def]
+    assume("<|" not in text)  # transformers always takes names of special tokens for special tokens
+    ids = bpe.encode(text)
+    assert transformers_peer(text)["input_ids"] == ids
+    assert transformers_peer.decode(ids) == text
+
+
+def test_transformers_knows_the_special_tokens(bpe: Tokenizer, transformers_peer) -> None:  # type: ignore[no-untyped-def]
+    assert len(transformers_peer) == bpe.vocab_size == 1024
+    assert transformers_peer.eos_token_id == bpe.end_of_text == 1020
+    assert transformers_peer.pad_token_id == bpe.pad == 1021
+    assert transformers_peer.convert_tokens_to_ids("<|im_end|>") == bpe.end_of_turn == 1023
+    text = "a<|im_start|>b"
+    assert transformers_peer(text)["input_ids"] == bpe.encode(text, allowed_special={"<|im_start|>"})
+
+
+def test_special_tokens_in_text_are_ordinary_unless_allowed(bpe: Tokenizer) -> None:
+    text = "a<|endoftext|>b<|pad|>"
+    assert len(bpe.encode(text)) > 4
+    ids = bpe.encode(text, allowed_special={"<|endoftext|>"})
+    assert ids == [*bpe.encode("a"), bpe.end_of_text, *bpe.encode("b"), *bpe.encode("<|pad|>")]
+    assert bpe.decode(ids) == "ab<|pad|>"
+    assert bpe.decode(ids, skip_special=False) == text
+    with pytest.raises(UserError, match="no special token <nope>"):
+        bpe.encode(text, allowed_special={"<nope>"})
+
+
+@pytest.mark.parametrize("name", ["bpe", "byte_level"])
+def test_saved_and_loaded(request: pytest.FixtureRequest, name: str, texts: list[str], tmp_path: Path) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.sha256 == tokenizer.sha256
+    assert again.special_tokens == tokenizer.special_tokens
+    assert again.vocab_size == tokenizer.vocab_size
+    assert again.encode_batch(texts) == tokenizer.encode_batch(texts)
+    assert again.encode("<|endoftext|>") == tokenizer.encode("<|endoftext|>")
+    again.save(tmp_path / "copy")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "copy" / file).read_bytes()
+    assert "generation" in json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_training_is_deterministic(texts: list[str], bpe: Tokenizer) -> None:
+    assert train_tokenizer(iter(texts), "bpe", 1024).sha256 == bpe.sha256
+
+
+def test_indentation_becomes_tokens(bpe: Tokenizer) -> None:
+    tokens = {bpe.token_bytes(i) for i in range(bpe.vocab_size)}
+    assert {b"\n        ", b":\n        ", b"        "} <= tokens
+
+
+def test_a_small_corpus_gives_a_small_vocabulary() -> None:
+    tokenizer = train_tokenizer(["ab ab ab"], "bpe", vocab_size=4096)
+    assert tokenizer.vocab_size == 256 + 2 + len(SPECIAL_TOKENS)  # "ab", " ab"
+    assert tokenizer.end_of_text == 258
+    assert tokenizer.decode(tokenizer.encode("ab abc")) == "ab abc"
+
+
+def test_merges_of_ranks_drops_a_second_way_to_the_same_bytes() -> None:
+    letters = [bytes([value]) for value in range(256)]
+    tokens, merges = merges_of_ranks([*letters, b"ab", b"abc", b"abc", b"abcd"])
+    assert tokens[256:] == [b"ab", b"abc", b"abcd"]
+    assert merges == [(b"a", b"b"), (b"ab", b"c"), (b"abc", b"d")]
+
+
+def test_lone_surrogates(bpe: Tokenizer) -> None:
+    assert bpe.decode(bpe.encode("a\ud800b")) == "a\ufffdb"
+    assert bpe.encode_batch(["a\ud800b"]) == [bpe.encode("a\ud800b")]
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="too small"):
+        train_tokenizer(["text"], "bpe", vocab_size=259)
+    with pytest.raises(UserError, match="no text to train on"):
+        train_tokenizer([], "bpe")
+    with pytest.raises(UserError, match="no text to train on"):
+        train_tokenizer([""], "bpe")
+    monkeypatch.setattr(module, "MAX_TRAINING_BYTES", 10)
+    with pytest.raises(UserError, match="more than 10 bytes"):
+        train_tokenizer(["12345", "678901"], "bpe")
+    with pytest.raises(UserError, match="cannot read"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(UserError, match="not a tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_tokenizers_of_another_kind_are_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    Backend(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="not a byte-level tokenizer"):
+        Tokenizer.load(tmp_path)
