@@ -9,7 +9,7 @@ from parlance.alignment.reward import FunctionReward, load_reward
 from parlance.core.errors import UserError
 
 
-@pytest.fixture()
+@pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A user's module in the current folder, forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
@@ -26,13 +26,13 @@ def test_a_function_of_the_current_folder(module: Path):
 
 
 def test_columns_reach_those_who_name_them():
-    def right(prompts, responses, answer):
+    def right(_, responses, answer):
         return [response == a for response, a in zip(responses, answer, strict=True)]
 
     with pytest.raises(UserError, match="answer"):
         FunctionReward("right", right)
 
-    def optional(prompts, responses, answer=("x",)):
+    def optional(_, responses, answer=("x",)):
         return [response == a for response, a in zip(responses, answer, strict=True)]
 
     assert FunctionReward("optional", optional)(["p"], ["y"], answer=["y"], other=[3]) == [1.0]
@@ -72,6 +72,6 @@ def test_a_module_that_fails_on_import(module: Path):
     ],
 )
 def test_what_comes_back_is_checked(result, reason):
-    reward = FunctionReward("odd", lambda prompts, responses: result)
+    reward = FunctionReward("odd", lambda _prompts, _responses: result)
     with pytest.raises(UserError, match=reason):
         reward(["p", "p"], ["a", "b"])

@@ -286,7 +286,7 @@ def test_other_figures_are_shown(whole: tuple[Path, str, Page]) -> None:
         "binary: 10 files",
         "Divided by whole groups.",
         "Reward-model score −1.930 0.020 1.310",
-        "nats per sequence 0.00 6.40",
+        "nats per answer 0.00 6.40",
         "parlance run --recipe small",
         "learning_rate: 0.003",
         "2.13.0+cpu",
@@ -367,7 +367,7 @@ def test_broken_files_become_notes(tmp_path: Path) -> None:
     assert "alignment" in page.sections, "the curves of PPO are still there"
 
 
-@pytest.mark.parametrize("junk", [None, 3, "words", [], {}, [1, None], {"value": None}, float("nan"), -1e300])
+@pytest.mark.parametrize("junk", [None, 3, "words", [], {}, [1, None], {"value": None}, float("nan"), -1e300, 10**400])
 def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path, junk: Any) -> None:
     folder = fake_run(tmp_path / "run")
     for path in ("summary.json", "base/prediction.json", "evaluation/policy.json", "corpus/card.json"):

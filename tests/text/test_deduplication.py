@@ -94,7 +94,7 @@ def test_collisions_follow_the_closed_form(similarity: float, expected: float) -
 
 def test_finds_near_duplicates_and_keeps_the_longest() -> None:
     generator = np.random.default_rng(0)
-    words = [f"w{i}x" for i in range(3000)]
+    words = ["".join(letters) for letters in itertools.product("abcdefghijklmno", repeat=3)]
     base = list(generator.choice(words, 600))
     edited = [*base]
     edited[300] = "changed"

@@ -26,7 +26,9 @@ class ListCorpus:
 
 
 def prose(words: int, seed: int) -> str:
-    return " ".join(f"word{n}z" for n in np.random.default_rng(seed).integers(100_000, size=words))
+    """Random words of letters; of digits, all of them would be the same simplified word."""
+    letters = np.random.default_rng(seed).integers(ord("a"), ord("z") + 1, size=(words, 5), dtype=np.uint8)
+    return " ".join(bytes(word).decode() for word in letters)
 
 
 def read_removed(folder: Path) -> list[dict[str, Any]]:

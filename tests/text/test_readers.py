@@ -145,13 +145,12 @@ def test_prepared_corpora_inside_a_folder_are_not_read(tmp_path: Path) -> None:
     assert len(list(FileCorpus([tmp_path / "corpus"]))) == 1
 
 
-@given(text=st.text(alphabet="aé☃😀\n", max_size=80), size=st.integers(4, 9))
+@given(text=st.text(alphabet="aé☃😀\n", max_size=80), size=st.integers(5, 9))
 def test_pieces_of_a_long_file_join_to_its_text(tmp_path_factory: pytest.TempPathFactory, text: str, size: int) -> None:
     path = tmp_path_factory.mktemp("pieces") / "a.txt"
     path.write_bytes(("x" + text).encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "PIECE_BYTES", size)
-        patch.setattr(readers._fill, "__defaults__", (size,))
         corpus = FileCorpus([path])
         documents = list(corpus)
     assert "".join(d.text for d in documents) == "x" + text

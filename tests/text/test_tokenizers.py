@@ -1,4 +1,5 @@
 import json
+import random
 import unicodedata
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_decoding_inverts_encoding(request: pytest.FixtureRequest, name: str, te
     assert not set(ids) & set(tokenizer.special_tokens.values())
     assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
     assert int(tokenizer.token_byte_lengths[np.array(ids, dtype=int)].sum()) == len(text.encode())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ids_equal_those_of_the_trainer_on_runs(seed: int) -> None:
+    """Runs of one letter can be joined in many ways; every one must be the trainer's."""
+    choose = random.Random(seed)
+    texts = ["".join(choose.choice(["a", "b", "a" * choose.randint(1, 9)]) for _ in range(40)) for _ in range(10)]
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), 320, pattern=PATTERN)
+    tokenizer = train_tokenizer(texts, "bpe", 320 + len(SPECIAL_TOKENS))
+    fresh = ["".join(choose.choices("aab", k=60)) for _ in range(20)]
+    assert tokenizer.encode_batch(texts + fresh) == [trainer.encode(text) for text in texts + fresh]
+
+
+def test_a_very_long_run_is_no_trouble() -> None:
+    tokenizer = train_tokenizer([" " * 50_000], "bpe", 512)
+    assert len(tokenizer.encode(" " * 32_768)) == 1
 
 
 def test_byte_ids_are_the_bytes(byte_level: Tokenizer) -> None:

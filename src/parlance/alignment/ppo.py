@@ -120,7 +120,7 @@ def pack_episodes(prompts: Sequence[list[int]], responses: Sequence[Response], l
     packed = []
     for group in groups:
         tokens = pad_right([prompts[row] + responses[row].tokens for row in group], 0)
-        actions = pad_right([responses[row].tokens for row in group], -1, multiple=1)
+        actions = pad_right([responses[row].tokens for row in group], -1, multiple=8)
         mask = actions >= 0
         starts = torch.tensor([len(prompts[row]) - 1 for row in group]).unsqueeze(1)
         positions = (starts + torch.arange(actions.shape[1])).clamp_max(tokens.shape[1] - 1)

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and the readers of the formats Parlance writes.
 
 Every write goes to a temporary sibling, is flushed to disk, and is renamed into place (a rename is atomic on
-one file system), so a process killed at any moment leaves either the old content or the new, never a part.
+one file system), so a process killed at any moment leaves either the old content or the new, never a part. One gap is
+left: a folder that replaces an older one is moved in two renames, and a kill between them leaves only the old folder's
+copy beside it, named `NAME.old.partial`.
 Operating-system failures (full disk, read-only folder) become one-sentence `UserError`s.
 
     write_json(Path("runs/demo/summary.json"), {"loss": 1.5})
@@ -72,6 +74,14 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line. A kill may cut the line short; readers pass `skip_bad`."""
+    with _os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError naming the file where it is missing or broken."""
     with _os_errors("read", path):
@@ -131,7 +141,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 old = path.with_name(path.name + ".old" + PARTIAL)
                 shutil.rmtree(old, ignore_errors=True)
                 path.replace(old)
-                temporary.replace(path)
+                try:
+                    temporary.replace(path)
+                except BaseException:
+                    old.replace(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 temporary.replace(path)

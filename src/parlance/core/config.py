@@ -60,7 +60,10 @@ def _scalar(text: str) -> Any:
     """A YAML value, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3)."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set: {text!r} is not a YAML value; write a number, a word, true or false") from error
 
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -4,10 +4,9 @@ Rows are `{"stage", "step", "seconds", ...}`. When a stage resumes from a checkp
 beyond s (written by the process that was killed) are dropped, so the log never shows a step twice.
 """
 
-import json
 from pathlib import Path
 
-from parlance.core.artifacts import read_jsonl, write_jsonl
+from parlance.core.artifacts import append_jsonl, read_jsonl, write_jsonl
 
 
 class MetricsLog:
@@ -24,7 +23,5 @@ class MetricsLog:
         write_jsonl(self.path, [row for row in rows if row and not (row["stage"] == stage and row["step"] > step)])
 
     def write(self, stage: str, step: int, **values: float | str | None) -> None:
-        """Append one row."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        """Append one row. Raises UserError (full disk, ...)."""
+        append_jsonl(self.path, {"stage": stage, "step": step, **values})

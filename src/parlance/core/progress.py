@@ -14,11 +14,14 @@ PLAIN_INTERVAL = 10.0
 
 
 class Progress:
-    """A counter with rate, time left and a few named figures. `total` None: unknown length."""
+    """A counter with rate, time left and a few named figures. `total` None: unknown length.
 
-    def __init__(self, label: str, total: float | None = None, unit: str = "items") -> None:
+    `done` is what an earlier process did: it counts as progress, not towards the rate.
+    """
+
+    def __init__(self, label: str, total: float | None = None, unit: str = "items", done: float = 0.0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = 0.0
+        self.done = self._before = done
         self._fields: dict[str, str] = {}
         self._start = time.monotonic()
         self._shown = self._start
@@ -45,7 +48,7 @@ class Progress:
         now = time.monotonic()
         self._shown = now
         elapsed = now - self._start
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = (self.done - self._before) / elapsed if elapsed > 0 else 0.0
         parts = [f"{self.label:<12}"]
         if self.total:
             fraction = min(1.0, self.done / self.total)

@@ -67,7 +67,7 @@ def _score(
     for index, start, _, end in batch:
         before = documents[index][start - 1] if start else end_of_text
         rows.append([before, *documents[index][start : end - 1]])
-    inputs = pad_right(rows, 0, multiple=1)
+    inputs = pad_right(rows, 0)
     if isinstance(model, Transformer):
         hidden = model.hidden(inputs.to(model.device))
     else:

@@ -59,17 +59,30 @@ def hugging_face_config(config: TransformerConfig, *, end_of_text: int, pad: int
 def transformer_config(folder: Path) -> TransformerConfig:
     """Read the `config.json` of a Qwen3- or LLaMA-shaped checkpoint. Raises UserError for anything it cannot honour."""
     values = read_json(folder / "config.json")
-    kind = values.get("model_type")
+    kind = values.get("model_type") if isinstance(values, dict) else None
     if kind not in ("qwen3", "llama"):
         raise UserError(f"{folder}: model_type {kind!r} is not one this version reads (qwen3, llama, parlance-ngram)")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{folder}: rope_type {rope['rope_type']!r} is not supported")
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"  # "type" in older files
+    if rope_type != "default":
+        raise UserError(f"{folder}: rope_type {rope_type!r} is not supported")
     for field, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if values.get(field, expected) != expected:
             raise UserError(f"{folder}: {field} {values[field]!r} is not supported (only {expected!r})")
     if values.get("use_sliding_window"):
         raise UserError(f"{folder}: sliding-window attention is not supported")
+    needed = (
+        "vocab_size",
+        "max_position_embeddings",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "rms_norm_eps",
+    )
+    for field in needed:
+        if field not in values:
+            raise UserError(f"{folder / 'config.json'} has no field {field}; is it the configuration of a whole model?")
     heads = values["num_attention_heads"]
     return TransformerConfig(
         vocab_size=values["vocab_size"],

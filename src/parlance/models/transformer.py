@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from parlance.core.config import Config
 from parlance.core.errors import UserError
+from parlance.models.padding import MULTIPLE
 
 
 class TransformerConfig(Config):
@@ -318,12 +319,14 @@ class Transformer(nn.Module):
             positions = torch.arange(T, device=tokens.device).unsqueeze(0)
         else:
             positions = state.lengths.unsqueeze(1) + torch.arange(T, device=tokens.device)
-            longest = int(positions[:, -1].max()) + 1
-            if longest > state.capacity:
-                state.grow(max(longest, 2 * state.capacity))
+            used = int(positions[:, -1].max()) + 1
+            if used > state.capacity:
+                state.grow(max(used, 2 * state.capacity))
+            # Few different lengths, few different kernels: see `padding.MULTIPLE`. The mask hides the rest.
+            longest = min(state.capacity, -(-used // MULTIPLE) * MULTIPLE)
             mask = torch.arange(longest, device=tokens.device) <= positions.unsqueeze(-1)  # (B, T, S)
             rows = torch.arange(B, device=tokens.device).unsqueeze(1)
-            index = CacheIndex(rows, positions, longest, mask.unsqueeze(1), fresh=longest == T and T > 1)
+            index = CacheIndex(rows, positions, longest, mask.unsqueeze(1), fresh=used == T and T > 1)
         cos, sin = rotary_tables(positions, self.config.head_width, self.config.rope_theta, x.dtype)
         rotary = (cos.unsqueeze(1), sin.unsqueeze(1))  # (B|1, 1, T, E)
         for number, layer in enumerate(self.layers):

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from parlance.core.artifacts import write_text
-from parlance.pipeline import report_charts, report_sections
+from parlance.pipeline import report_charts, report_goals, report_sections
 from parlance.pipeline.report_files import RunFiles, read_run_files
 from parlance.pipeline.report_format import text
 
@@ -41,8 +41,8 @@ def render_report(run: RunFiles) -> str:
     summary = run.get("summary.json")
     return template.render(
         name=run.name,
-        headline=report_sections.headline(run),
-        goals=report_sections.goals(run),
+        headline=report_goals.headline(run),
+        goals=report_goals.goals(run),
         facts=report_sections.facts(run),
         loss_charts=report_charts.loss_charts(run),
         ladder=report_sections.ladder(run),

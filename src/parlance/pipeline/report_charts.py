@@ -131,9 +131,9 @@ def _prediction_chart(run: RunFiles) -> Chart | None:
 
 
 def _law_line(law: dict[str, Any], start: float, end: float) -> list[Point]:
-    """Points of L = e + a x^-b."""
+    """Points of L = e + a x^-b; none for a law that does not fall."""
     a, b, e = (number(law.get(name)) for name in ("a", "b", "e"))
-    if a is None or b is None or e is None:
+    if a is None or b is None or e is None or not 0 < b < 10:
         return []
     return [(x, e + a * x**-b) for x in (start * (end / start) ** (step / 20) for step in range(21))]
 

@@ -93,7 +93,8 @@ def line_chart(
         axes.set_ylabel(y_label)
         if unit_range:
             axes.set_ylim(-0.02, 1.02)
-        _scale(axes.xaxis, axes.set_xscale, log_x)
+        whole = all(x == int(x) for one in series for x, _ in one.points)
+        _scale(axes.xaxis, axes.set_xscale, log_x, whole)
         _scale(axes.yaxis, axes.set_yscale, log_y)
         buffer = io.StringIO()
         canvas.savefig(buffer, format="svg", metadata={"Date": None})
@@ -152,7 +153,7 @@ def _draw_band(axes: Any, band: Band) -> None:
         axes.errorbar([band.x], [middle], [(band.high - band.low) / 2], color=colour, capsize=4, linewidth=1.6)
 
 
-def _scale(axis: Any, set_scale: Any, logarithmic: bool) -> None:
+def _scale(axis: Any, set_scale: Any, logarithmic: bool, whole: bool = False) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
     if logarithmic:
@@ -163,7 +164,8 @@ def _scale(axis: Any, set_scale: Any, logarithmic: bool) -> None:
         spread = high >= 4 * low
     else:
         low, high = axis.get_view_interval()
-        ticks = [float(tick) for tick in MaxNLocator(nbins=6).tick_values(low, high) if low <= tick <= high]
+        locator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10], integer=whole)
+        ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
         spread = False
     # Evenly spaced ticks share their number of decimals; 0.5, 1, 2 on a logarithmic axis do not.
     words = [compact(tick) for tick in ticks] if spread else aligned(ticks)

@@ -15,9 +15,13 @@ THIN = "\N{NARROW NO-BREAK SPACE}"
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON allows whole numbers of any length
+        return None
+    return found if math.isfinite(found) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -133,25 +133,22 @@ def _read_text(path: Path, name: str, report: ReadingReport) -> Iterator[Documen
     """The file as one document, or as pieces "name#1", "name#2", ... that share the group `name`."""
     with _open(path) as file:
         data = _fill(path, file, b"")
-        in_pieces = len(data) >= PIECE_BYTES and bool(rest := _fill(path, file, b"", 1))
-        if not in_pieces:
-            text, replaced = decode_utf8(data)
-            report.replaced += replaced
-            yield Document(name, text, name)
-            return
-        data, number = data + rest, 1
-        while data:
-            cut = _piece_end(data) if len(data) >= PIECE_BYTES else len(data)
+        in_pieces, number = len(data) > PIECE_BYTES, 1
+        while data or number == 1:
+            cut = _piece_end(data[:PIECE_BYTES]) if len(data) > PIECE_BYTES else len(data)
             text, replaced = decode_utf8(data[:cut])
             report.replaced += replaced
-            yield Document(f"{name}#{number}", text, name, {"group": name})
+            if in_pieces:
+                yield Document(f"{name}#{number}", text, name, {"group": name})
+            else:
+                yield Document(name, text, name)
             data, number = _fill(path, file, data[cut:]), number + 1
 
 
-def _fill(path: Path, file: BinaryIO, data: bytes, size: int = PIECE_BYTES) -> bytes:
-    """`data` lengthened from `file` to `size` bytes, or to the file's end."""
+def _fill(path: Path, file: BinaryIO, data: bytes) -> bytes:
+    """`data` lengthened from `file` to one byte more than a piece, or to the file's end."""
     try:
-        return data + file.read(max(0, size - len(data)))
+        return data + file.read(PIECE_BYTES + 1 - len(data))
     except OSError as error:
         raise _cannot_read(path, error) from error
 

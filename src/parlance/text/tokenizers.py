@@ -19,6 +19,7 @@ indentation is cut unlike the training text, so prompts for code should end befo
 """
 
 import hashlib
+import heapq
 import itertools
 import json
 import re
@@ -218,32 +219,52 @@ def _trained_ranks(texts: Iterable[str], size: int) -> list[bytes]:
 
 
 def merges_of_ranks(tokens: Sequence[bytes]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-    """(tokens, merges) from tokens in rank order: the pair that each token beyond the 256 bytes was joined from.
+    """(tokens, merges) from tokens in rank order, the 256 bytes first: the pair that each other token was joined from.
 
     The pair is what the earlier merges leave of the token's bytes. Two merges of the trainer can give the same bytes;
     the later one adds no token and is dropped.
     """
-    rank = {token: index for index, token in enumerate(tokens[:256])}
-    kept, merges = list(tokens[:256]), []
+    byte_ids = {token[0]: index for index, token in enumerate(tokens[:256])}
+    kept, merges = list(tokens[:256]), list[tuple[bytes, bytes]]()
+    joined: dict[tuple[int, int], int] = {}
     for token in tokens[256:]:
-        parts = _merge([bytes([value]) for value in token], rank)
-        if len(parts) != 2:
-            continue
-        rank[token] = len(kept)
-        kept.append(token)
-        merges.append((parts[0], parts[1]))
+        parts = _join([byte_ids[value] for value in token], joined)
+        if len(parts) == 2:
+            joined[parts[0], parts[1]] = len(kept)
+            merges.append((kept[parts[0]], kept[parts[1]]))
+            kept.append(token)
     return kept, merges
 
 
-def _merge(parts: list[bytes], rank: Mapping[bytes, int]) -> list[bytes]:
-    """Join neighbours, the pair whose union has the lowest rank first, until no union has a rank."""
-    while True:
-        joined = [rank.get(a + b) for a, b in itertools.pairwise(parts)]
-        lowest = min((value for value in joined if value is not None), default=None)
-        if lowest is None:
-            return parts
-        index = joined.index(lowest)
-        parts = [*parts[:index], parts[index] + parts[index + 1], *parts[index + 2 :]]
+def _join(ids: list[int], joined: Mapping[tuple[int, int], int]) -> list[int]:
+    """Join neighbours, the pair with the lowest result first, the leftmost of equals, until no pair can be joined.
+
+    A heap of candidates over a linked list: n log n, because a run of blanks can become a token of many kilobytes.
+    """
+    count = len(ids)
+    following, preceding = list(range(1, count + 1)), list(range(-1, count - 1))
+    heap: list[tuple[int, int, int, int]] = []
+
+    def consider(left: int) -> None:
+        right = following[left]
+        if right < count and (result := joined.get((ids[left], ids[right]))) is not None:
+            heapq.heappush(heap, (result, left, ids[left], ids[right]))
+
+    for index in range(count - 1):
+        consider(index)
+    while heap:
+        result, left, left_id, right_id = heapq.heappop(heap)
+        right = following[left]
+        if ids[left] != left_id or right == count or ids[right] != right_id:
+            continue  # one of the two has been joined with something else since
+        ids[left], ids[right] = result, -1
+        following[left] = following[right]
+        if following[left] < count:
+            preceding[following[left]] = left
+        consider(left)
+        if preceding[left] >= 0:
+            consider(preceding[left])
+    return [value for value in ids if value >= 0]
 
 
 def _build(tokens: Sequence[bytes], merges: Sequence[tuple[bytes, bytes]]) -> Tokenizer:

@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from parlance.core.artifacts import atomic_directory, ensure_directory, read_json, sha256, write_json
+from parlance.core.artifacts import atomic_directory, ensure_directory, read_json, sha256, write_bytes, write_json
 from parlance.core.errors import UserError
 from parlance.core.progress import say
 
@@ -29,12 +29,11 @@ class TrainingStates:
         self.folder = folder
 
     def save(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Store a state and drop all but the newest two."""
+        """Store a state and drop all but the newest two. Raises UserError (full disk, ...)."""
         ensure_directory(self.folder)
         with atomic_directory(self.folder / f"step-{step:08d}") as folder:
-            save_file(
-                {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors"
-            )
+            content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+            write_bytes(folder / "state.safetensors", content)
             write_json(
                 folder / "state.json", {"step": step, "sha256": sha256(folder / "state.safetensors"), "info": info}
             )
@@ -54,8 +53,13 @@ class TrainingStates:
         return None
 
     def clear(self) -> None:
-        """Delete all states, once the stage's result is in place or when a stage starts anew."""
+        """Delete the folder, once the stage's result is in place or when a stage starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Delete the states and nothing else: a stage may keep its plan and its pilots' log in the same folder."""
+        for path in self.folder.glob("step-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix == "" and path.is_dir())

@@ -42,14 +42,16 @@ def compile_training(model: Transformer, objective: NextTokenObjective, batch: T
         objective.cross_entropy = torch.compile(cross_entropy_sum, dynamic=False)
         loss: Tensor = objective(model, batch).loss_sum
         loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in model.parameters():
-            parameter.grad = None
         compiled = float(loss.detach())
     except Exception as error:  # any failure of the code generator, of whatever class, means: go on without it
         _undo(model, objective)
-        say(f"not compiling: {type(error).__name__} ({str(error).splitlines()[0][:120]})")
+        say(f"not compiling: {type(error).__name__} ({str(error).partition(chr(10))[0][:120]})")
         return False
-    if abs(compiled - eager) > RELATIVE_TOLERANCE[model.compute_dtype] * abs(eager):
+    finally:
+        for parameter in model.parameters():
+            parameter.grad = None
+    # Written so that a loss that is not a number fails too.
+    if not abs(compiled - eager) <= RELATIVE_TOLERANCE[model.compute_dtype] * abs(eager):
         _undo(model, objective)
         say(f"not compiling: the compiled loss {compiled:.6g} differs from the eager {eager:.6g}")
         return False

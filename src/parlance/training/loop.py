@@ -91,17 +91,20 @@ class Loop:
         Raises Interrupted, with the state saved, when the user asks to stop.
         """
         self.budget.check(self.stage)
-        step, elapsed, validated = self._start(body, resume)
+        step, elapsed, validated, figures = self._start(body, resume)
         self.metrics.rewind(self.stage, step)
         start = time.monotonic() - elapsed
         saved = logged = time.monotonic()
-        figures: dict[str, float] = {}
         by_steps = self.budget.steps is not None
         with (
             stop_requests() as stop,
-            Progress(self.stage, self.budget.steps or self.budget.seconds, "steps" if by_steps else "s") as bar,
+            Progress(
+                self.stage,
+                self.budget.steps or self.budget.seconds,
+                "steps" if by_steps else "s",
+                done=step if by_steps else elapsed,
+            ) as bar,
         ):
-            bar.update(step if by_steps else elapsed)
             while (progress := self.budget.progress(step, elapsed)) < 1.0:
                 before = elapsed
                 figures = body.step(progress)
@@ -121,22 +124,23 @@ class Loop:
                 bar.update(1 if by_steps else elapsed - before, **shown)
                 if stop.requested or now - saved >= self.checkpoint_seconds:
                     tensors, info = body.capture()
-                    self.states.save(step, tensors, {"elapsed": elapsed, "validated": validated, "body": info})
+                    done = {"elapsed": elapsed, "validated": validated, "last": figures, "body": info}
+                    self.states.save(step, tensors, done)
                     saved = time.monotonic()
                     if stop.requested:
                         raise Interrupted(f"{self.stage} stopped at step {step}; its state is saved")
         return LoopResult(step, elapsed, figures)
 
-    def _start(self, body: LoopBody, resume: bool) -> tuple[int, float, int]:
-        """Step, elapsed seconds and validations done: zeros, or those of the newest state."""
+    def _start(self, body: LoopBody, resume: bool) -> tuple[int, float, int, dict[str, float]]:
+        """Step, elapsed seconds, validations done, figures of the last step: none, or those of the newest state."""
         found = self.states.latest() if resume else None
         if found is None:
-            self.states.clear()
-            return 0, 0.0, 0
+            self.states.discard()
+            return 0, 0.0, 0, {}
         step, tensors, info = found
         body.restore(tensors, info["body"])
         say(f"{self.stage} resumes at step {step}")
-        return step, info["elapsed"], info["validated"]
+        return step, info["elapsed"], info["validated"], info["last"]
 
 
 SHOWN = ("loss", "validation_loss", "accuracy", "reward", "kl", "labeller_score", "ended_share")

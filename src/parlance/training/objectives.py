@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parlance.models.padding import MULTIPLE
 from parlance.models.transformer import Transformer
 
 IGNORE = -100
@@ -51,7 +52,7 @@ class TokenBatch:
 
 def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     """Summed -log p(target) in nats of hidden (N, D) and targets (N,)."""
-    return F.cross_entropy(model.logits(hidden).float(), targets, reduction="sum")
+    return F.cross_entropy(model.logits(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
 class NextTokenObjective:
@@ -68,8 +69,14 @@ class NextTokenObjective:
         targets = batch.targets.flatten()
         if bool((targets == IGNORE).any()):
             kept = (targets != IGNORE).nonzero().squeeze(1)
+            count = kept.numel()
+            # Round up with ignored positions: see `padding.MULTIPLE`.
+            kept = F.pad(kept, (0, -count % MULTIPLE))
             hidden, targets = hidden.index_select(0, kept), targets[kept]
-        return LossTerms(self.cross_entropy(model, hidden, targets), targets.numel())
+            targets[count:] = IGNORE
+        else:
+            count = targets.numel()
+        return LossTerms(self.cross_entropy(model, hidden, targets), count)
 
 
 def token_batch(tokens: Tensor) -> TokenBatch:

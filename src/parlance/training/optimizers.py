@@ -3,7 +3,7 @@
 Muon moves a matrix by the orthogonal factor of its momentum (all singular values near 1); it is for the hidden
 matrices of a network. Embeddings, heads and vectors take AdamW. Matrices of one shape are updated in one batch.
 
-    optimizer = Optimizer(muon_and_adamw(model, learning_rates), compute_dtype=torch.bfloat16)
+    optimizer = Optimizer(parameter_groups(model, LearningRates()), compute_dtype=torch.bfloat16)     # rates.py
     loss.backward(); optimizer.step(scale=0.5)          # scale: the schedule's share of the peak learning rate
 
 Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Amsel et al. 2025 (Polar Express: the

@@ -55,8 +55,8 @@ class PretrainingConfig(Config):
     """Windows a step."""
     tokens_per_parameter: float = 0.5
     """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
-    pilot_share: float = 0.05
-    """Share of the budget for the longer pilot; the shorter takes half of that. 0: no pilots, no prediction."""
+    pilot_share: float = 0.08
+    """Share of the budget for the longer pilot; the shorter takes a quarter of that. 0: no pilots, no prediction."""
     compile: bool | None = None
     """Use torch.compile; None: where the budget is a minute or more and a C++ compiler is there."""
     rates: LearningRates = LearningRates()
@@ -237,8 +237,7 @@ def pretrain(
     trainer, seconds = run("pretrain", main, TrainingStates(folder / "training"), metrics, resume=resume)
     if plan["prediction"] is not None:
         plan["prediction"]["reached_loss"] = validate()["validation_loss"]
-        x = seconds if budget.seconds is not None else float(budget.steps or 0)
-        plan["prediction"]["reached_x"] = x
+        plan["prediction"]["reached_x"] = trainer.items
     return PretrainingResult(model, plan["choices"], plan["prediction"], trainer.items, seconds, compiled)
 
 
@@ -274,7 +273,7 @@ def _pilots(
 ) -> dict[str, Any]:
     """Train two short runs to the end of their schedule and extrapolate their validation loss to the whole budget."""
     points = []
-    for share in (config.pilot_share / 2, config.pilot_share):
+    for share in (config.pilot_share / 4, config.pilot_share):
         if budget.seconds is not None:
             part, unit = Budget(seconds=budget.seconds * share), "seconds"
         else:
@@ -285,7 +284,7 @@ def _pilots(
         points.append({"x": trainer.items, "loss": validate()["validation_loss"]})
         states.clear()
     # The budget in tokens: what the longer pilot did in its share, times what is left for the main run.
-    whole = points[-1]["x"] / config.pilot_share * (1.0 if unit == "steps" else 1.0 - 1.5 * config.pilot_share)
+    whole = points[-1]["x"] / config.pilot_share * (1.0 if unit == "steps" else 1.0 - 1.25 * config.pilot_share)
     law = fit_power_law([float(point["x"]) for point in points], [point["loss"] for point in points])
     predicted = law.predict_with_interval(whole)
     return {

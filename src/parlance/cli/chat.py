@@ -1,0 +1,37 @@
+"""`parlance chat`: talk to a model."""
+
+import sys
+
+from parlance.cli import options
+
+
+def chat(
+    model: options.ModelFolder,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> None:
+    """Talk to a model. End a message with an empty line or Ctrl-D; Ctrl-C stops an answer; /quit leaves.
+
+    Where standard input is no terminal, all of it is one message, and one answer is printed.
+
+    Example: parlance chat runs/demo
+
+    Example: parlance chat runs/demo < function.py
+    """
+    from parlance.cli import inputs
+    from parlance.cli.conversation import Conversation, converse
+    from parlance.cli.output import stream
+    from parlance.inference.model import load
+    from parlance.inference.sampling import SamplingConfig
+
+    inputs.torch_device(device)
+    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    conversation = Conversation(load(model, device), sampling)
+    if sys.stdin.isatty():
+        converse(conversation)
+    else:
+        stream(conversation.answer(sys.stdin.read()))

@@ -1,0 +1,191 @@
+"""From what was typed on the command line to what the stages take: budgets, devices, recipes, data files or folders.
+
+Everything raises `UserError` with one sentence where the words make no sense or the files are not there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parlance.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from parlance.alignment.reward import Reward
+    from parlance.pipeline.recipe import Recipe
+    from parlance.text.tokenizers import Tokenizer
+    from parlance.training.loop import Budget
+
+STEP_NAMES = ("pretrain", "sft", "reward", "ppo")
+
+
+def torch_device(name: str) -> "torch.device":
+    """The device called `name`; PyTorch uses all cores from then on."""
+    import torch
+
+    from parlance.core.devices import physical_cores, select_device
+
+    torch.set_num_threads(physical_cores())
+    return select_device(name)
+
+
+def stage_budget(budget: str | None, steps: int | None) -> "Budget":
+    """The budget of one stage from --budget or --steps, one of the two."""
+    from parlance.core.config import parse_duration
+    from parlance.training.loop import Budget
+
+    if (budget is None) == (steps is None):
+        raise UserError("give --budget TIME (like 3m) or --steps N, one of the two")
+    return Budget(steps=steps, seconds=None if budget is None else parse_duration(budget))
+
+
+def parse_steps(text: str) -> dict[str, int]:
+    """ "pretrain=20,sft=10" as a dictionary."""
+    steps: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in STEP_NAMES or not number.isascii() or not number.isdigit() or int(number) == 0 or name in steps:
+            raise UserError(f"--steps {text}: write it like pretrain=20,sft=10,reward=5,ppo=2")
+        steps[name] = int(number)
+    return steps
+
+
+def recipe_of(
+    *,
+    sources: Sequence[str],
+    demonstrations: Path | None,
+    preferences: Path | None,
+    recipe_file: Path | None,
+    budget: str | None,
+    steps: str | None,
+    seed: int | None,
+    device: str | None,
+    skip_bad: bool,
+    assignments: Sequence[str],
+) -> "Recipe | None":
+    """The recipe that the options of `parlance run` describe; None where no option says anything about it."""
+    from parlance.core.config import override, parse_config, parse_duration
+    from parlance.pipeline.recipe import Recipe, read_recipe
+
+    if budget is not None and steps is not None:
+        raise UserError("give --budget or --steps, one of the two")
+    counts = None if steps is None else parse_steps(steps)
+    options: dict[str, Any] = {
+        "sources": tuple(sources) or None,
+        "name": "own-text" if sources else None,
+        "demonstrations": None if demonstrations is None else str(demonstrations),
+        "preferences": None if preferences is None else str(preferences),
+        "budget_seconds": None if budget is None else parse_duration(budget),
+        "steps": counts,
+        "seed": seed,
+        "device": device,
+        "skip_bad": skip_bad or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if recipe_file is None and not given and not assignments:
+        return None
+    start = Recipe() if recipe_file is None else read_recipe(recipe_file)
+    if budget is not None:
+        given["steps"] = None
+    if counts is not None:
+        given["budget_seconds"] = None
+        # A stage that this run does not have needs no steps.
+        with_options = parse_config(Recipe, start.model_dump() | given | {"steps": None}, where="options")
+        given["steps"] = dict.fromkeys(set(STEP_NAMES) - set(with_options.stages()), 0) | counts
+    recipe = override(parse_config(Recipe, start.model_dump() | given, where="options"), assignments)
+    recipe.check()
+    return recipe
+
+
+def check_files(recipe: "Recipe") -> None:
+    """Read the user's demonstrations and preferences once, and look for the sources, before any work is begun."""
+    from parlance.alignment.preferences import read_rankings
+    from parlance.finetuning.demonstrations import read_demonstrations
+
+    for source in recipe.sources:
+        if not Path(source).exists():
+            raise UserError(f"there is no file or folder {source}")
+    if recipe.demonstrations is not None:
+        read_demonstrations(Path(recipe.demonstrations), skip_bad=recipe.skip_bad)
+    if recipe.preferences is not None:
+        read_rankings(Path(recipe.preferences), skip_bad=recipe.skip_bad)
+
+
+def tokenizer_for(choice: str, corpus: Path, keep: Path) -> "Tokenizer":
+    """The tokenizer called "byte", "bpe:4096" or by its folder; one that is trained is kept in `keep` and read from
+    there the next time."""
+    from parlance.core.artifacts import ensure_directory
+    from parlance.text.preparation import read_split
+    from parlance.text.tokenizers import Tokenizer, train_tokenizer
+
+    if (keep / "tokenizer.json").exists():
+        return Tokenizer.load(keep)
+    kind, _, size = choice.partition(":")
+    if choice == "byte":
+        tokenizer = train_tokenizer((), "byte")
+    elif kind == "bpe" and size.isascii() and size.isdigit():
+        tokenizer = train_tokenizer((document.text for document in read_split(corpus, "train")), "bpe", int(size))
+    elif Path(choice).is_dir():
+        tokenizer = Tokenizer.load(Path(choice))
+    else:
+        raise UserError(f"--tokenizer {choice}: write byte, bpe:4096, or the folder of a tokenizer")
+    tokenizer.save(ensure_directory(keep))
+    return tokenizer
+
+
+def demonstrations_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) -> Path:
+    """A folder with train.jsonl and validation.jsonl: `data` itself, or `keep`, where a file is divided into them."""
+    from parlance.pipeline.stages import make_user_demonstrations
+
+    if (data / "train.jsonl").is_file():
+        return data
+    if not (keep / "train.jsonl").exists():
+        make_user_demonstrations(data, None, keep, skip_bad=skip_bad, seed=seed)
+    return keep
+
+
+def rankings_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) -> Path:
+    """A folder with train.jsonl and test.jsonl: `data` itself, or `keep`, where a file is divided into them."""
+    from parlance.pipeline.stages import make_user_rankings
+
+    if (data / "train.jsonl").is_file():
+        return data
+    if not (keep / "train.jsonl").exists():
+        make_user_rankings(data, keep, skip_bad=skip_bad, seed=seed)
+    return keep
+
+
+def prompts_file(prompts: Path) -> Path:
+    """A file of prompts, or the training part of a folder of demonstrations."""
+    return prompts / "train.jsonl" if prompts.is_dir() else prompts
+
+
+def reward_of(choice: str) -> "Path | Reward":
+    """The folder of a reward model (or of a run that has one), or a Python function called "module:function"."""
+    from parlance.alignment.reward import load_reward
+
+    folder = Path(choice)
+    if folder.is_dir():
+        return folder / "reward" if (folder / "reward" / "config.json").exists() else folder
+    if ":" not in choice:
+        raise UserError(f"--reward {choice}: there is no such folder; name a reward model's folder or module:function")
+    return load_reward(choice)
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt as typed, or all of standard input for "-"."""
+    import sys
+
+    return sys.stdin.read() if prompt == "-" else prompt
+
+
+def text_file(path: Path) -> str:
+    """The text of a file; bytes that are not UTF-8 become U+FFFD."""
+    from parlance.text.documents import decode_utf8
+
+    try:
+        return decode_utf8(path.read_bytes())[0]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}") from error

@@ -1,0 +1,115 @@
+"""What the small commands print: facts, cards, tokens, streams of text; or one JSON object with --json."""
+
+import json as json_module
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parlance.core.artifacts import read_json
+from parlance.pipeline import report_format as form
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """Text with control characters written out, so that no model's output can steer a terminal."""
+    return text.translate(_CONTROL)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on one line of standard output."""
+    sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
+
+
+def print_facts(facts: dict[str, Any], *, json: bool) -> None:
+    """Names and values, one pair a line; lists become several lines, objects and nothing are left out."""
+    if json:
+        print_json(facts)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if isinstance(value, dict) or value is None:
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            table.add_row(form.label(name), Text(printable(_shown(name, item))))
+    Console().print(table)
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return form.duration(value) if name == "seconds" else form.figure(value)
+    return str(value)
+
+
+def print_stage(out: Path, *, json: bool) -> None:
+    """What a stage recorded in its folder when it was done."""
+    record = read_json(out / "stage.json")
+    if json:
+        print_json(record)
+    else:
+        print_facts(
+            {"stage": record["stage"], "seconds": record["seconds"], **record["facts"], "out": str(out)}, json=False
+        )
+
+
+def print_corpus(folder: Path, card: dict[str, Any], *, json: bool) -> None:
+    """The card of a prepared corpus."""
+    if json:
+        print_json(card | {"out": str(folder)})
+        return
+    console = Console()
+    steps = Table("step", box=None, pad_edge=False)
+    splits = Table("split", box=None, pad_edge=False)
+    for table, names in ((steps, ("removed", "documents", "size")), (splits, ("documents", "size"))):
+        for name in names:
+            table.add_column(name, justify="right", min_width=10)
+    for row in card["steps"]:
+        steps.add_row(row["step"], form.count(row["removed"]), form.count(row["documents"]), form.size(row["bytes"]))
+    for name, part in card["splits"].items():
+        splits.add_row(name, form.count(part["documents"]), form.size(part["bytes"]))
+    console.print(steps)
+    console.print()
+    console.print(splits)
+    licences = ", ".join(f"{name} ({form.count(number)})" for name, number in card["licences"].items())
+    console.print()
+    console.print(Text(printable(f"licences: {licences}")))
+    console.print(Text(f"divided: {card['split_method']}"))
+    console.print(Text(f"folder: {folder}"))
+
+
+def print_tokens(tokens: Sequence[tuple[int, bytes]], *, json: bool) -> None:
+    """Tokens with their ids and bytes."""
+    if json:
+        rows = [{"id": token, "text": data.decode("utf-8", errors="replace")} for token, data in tokens]
+        print_json({"tokens": rows, "count": len(rows)})
+        return
+    for number, (token, data) in enumerate(tokens):
+        sys.stdout.write(f"{number:>5} {token:>7}  {repr(data)[1:]}\n")
+
+
+def print_continuation(prompt: str, pieces: Iterable[str]) -> None:
+    """A text as it grows. On a terminal the prompt stands before it; elsewhere only what the model wrote is written."""
+    live = sys.stdout.isatty()
+    if live:
+        sys.stdout.write(f"\x1b[2m{printable(prompt)}\x1b[0m")
+    stream(pieces)
+
+
+def stream(pieces: Iterable[str]) -> None:
+    """Write pieces as they come, and a final newline. On a terminal, control characters are written out."""
+    live = sys.stdout.isatty()
+    try:
+        for piece in pieces:
+            sys.stdout.write(printable(piece) if live else piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")

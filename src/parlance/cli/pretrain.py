@@ -1,0 +1,75 @@
+"""`parlance pretrain`: a base model from a prepared corpus."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from parlance.cli import options
+
+
+def pretrain(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A prepared corpus: see parlance corpus prepare.")],
+    out: options.Out,
+    model: Annotated[
+        Literal["transformer", "ngram"],
+        typer.Option("--model", help="A Transformer, or a Kneser-Ney n-gram model (needs no budget, takes no --set)."),
+    ] = "transformer",
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", metavar="byte|bpe:N|DIR", help="Train one of N tokens here, or take DIR's.")
+    ] = "bpe:4096",
+    order: Annotated[
+        int | None, typer.Option("--order", min=1, max=8, help="Longest n-gram (--model ngram). Default: 5.")
+    ] = None,
+    budget: options.Budget = None,
+    steps: options.Steps = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    assignments: options.Set = None,
+    resume: options.Resume = False,
+    json: options.Json = False,
+) -> None:
+    """Train a base model on a corpus; the result is a checkpoint folder that transformers opens.
+
+    With a time budget the model's size is chosen from the measured speed of this machine; with --steps set it:
+    --set layers=4 --set width=256. The encoded text is kept in OUT/tokens.
+
+    Example: parlance pretrain my-corpus --budget 3m --out my-base
+
+    Example: parlance pretrain my-corpus --steps 500 --set layers=4 --set width=256 --out my-base
+    """
+    from parlance.cli import inputs, invocation, output
+    from parlance.cli.stage_folder import StageFolder
+    from parlance.core.config import override
+    from parlance.core.errors import UserError
+    from parlance.core.metrics import MetricsLog
+    from parlance.pipeline.stages import make_base, make_ngram
+    from parlance.text.token_dataset import tokenize_corpus
+    from parlance.training.pretraining import PretrainingConfig
+
+    config = override(PretrainingConfig(), assignments or [])
+    if model == "ngram":
+        if budget is not None or steps is not None or assignments:
+            raise UserError("--model ngram takes no --budget, --steps or --set; its one choice is --order")
+        limit = None
+    elif order is not None:
+        raise UserError("--order belongs to --model ngram")
+    else:
+        limit = inputs.stage_budget(budget, steps)
+    decided = {"corpus": str(corpus), "model": model, "tokenizer": tokenizer, "order": order, "seed": seed}
+    decided |= {"budget": None if limit is None else limit.model_dump(), "config": config.model_dump(mode="json")}
+    place = inputs.torch_device(device)
+    with invocation.resumable(), StageFolder(out, "pretrain", decided, resume=resume) as folder:
+        if folder.finished is None:
+            encoder = inputs.tokenizer_for(tokenizer, corpus, out / "tokenizer")
+            if not (out / "tokens" / "dataset.json").exists():
+                tokenize_corpus(corpus, encoder, out / "tokens")
+            if limit is None:
+                facts = make_ngram(out / "tokens", encoder, out / "ngram", order or 5)
+            else:
+                log = MetricsLog(out / "metrics.jsonl")
+                facts = make_base(
+                    out / "tokens", encoder, out, config, limit, metrics=log, seed=seed, device=place, resume=resume
+                )
+            folder.finish(facts)
+    output.print_stage(out, json=json)
