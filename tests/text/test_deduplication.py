@@ -82,7 +82,7 @@ def test_signatures_agree_in_the_share_of_the_jaccard_similarity(similarity: flo
 )
 def test_collisions_follow_the_closed_form(similarity: float, expected: float) -> None:
     assert collision_probability(similarity) == pytest.approx(expected, abs=6e-4)
-    trials = 400
+    trials = 1000
     caught = 0
     for seed in range(trials):
         hasher = MinHasher(seed)

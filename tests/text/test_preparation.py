@@ -49,6 +49,9 @@ def test_groups_are_assigned_whole_or_not_at_all(sizes: dict[str, int], seed: in
     assert share["train"] >= LEAST_TRAIN
     assert share["validation"] >= LEAST_HELD_OUT * 0.04
     assert share["test"] >= LEAST_HELD_OUT * 0.06
+    for split, wanted in (("validation", 0.04), ("test", 0.06)):
+        # Never more than its share, unless it is one group because none is small enough.
+        assert share[split] <= wanted + 1e-9 or list(assigned.values()).count(split) == 1
     assert assigned == assign_groups(dict(reversed(sizes.items())), 0.04, 0.06, seed)
 
 
@@ -178,6 +181,15 @@ def test_a_single_book_is_divided_by_position(tmp_path: Path) -> None:
 def test_one_kilobyte_is_enough(tmp_path: Path) -> None:
     card = prepare_corpus(ListCorpus([Document("a", prose(100, 0), "s")]), tmp_path / "c", CONFIG)
     assert all(row["bytes"] > 0 for row in card["splits"].values())
+
+
+def test_a_corpus_may_be_prepared_inside_its_own_source_folder(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}.txt").write_text(prose(50, i))
+    first = prepare_corpus(FileCorpus([tmp_path]), tmp_path / "corpus", CONFIG)
+    again = prepare_corpus(FileCorpus([tmp_path]), tmp_path / "corpus", CONFIG)
+    assert first["steps"] == again["steps"]
+    assert first["splits"] == again["splits"]
 
 
 def test_short_documents_beside_a_book_are_all_for_training(tmp_path: Path) -> None:

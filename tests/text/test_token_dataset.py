@@ -12,7 +12,7 @@ from parlance.core.errors import UserError
 from parlance.text.documents import Document
 from parlance.text.preparation import PreparationConfig, prepare_corpus
 from parlance.text.token_dataset import TokenDataset, tokenize_corpus, write_token_dataset
-from parlance.text.tokenizers import Tokenizer
+from parlance.text.tokenizers import Tokenizer, train_tokenizer
 
 
 def counting_dataset(folder: Path, size: int) -> TokenDataset:
@@ -41,14 +41,13 @@ def test_round_trip(bpe: Tokenizer, texts: list[str], tmp_path: Path) -> None:
         train.tokens[0] = 1
 
 
-def test_large_vocabularies_take_four_bytes(
-    byte_level: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(byte_level, "vocab_size", 65_537)
-    write_token_dataset(tmp_path / "tokens", {"train": [[1, 2, 3]]}, byte_level)
+def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([], "byte")
+    tokenizer.vocab_size = 65_537
+    write_token_dataset(tmp_path / "tokens", {"train": [[1, 2, 65_536]]}, tokenizer)
     dataset = TokenDataset.open(tmp_path / "tokens", "train")
     assert dataset.tokens.dtype == np.uint32
-    assert dataset.tokens.tolist() == [1, 2, 3, byte_level.end_of_text]
+    assert dataset.tokens.tolist() == [1, 2, 65_536, tokenizer.end_of_text]
 
 
 def test_a_prepared_corpus_is_tokenized(bpe: Tokenizer, texts: list[str], tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_byte_ids_are_the_bytes(byte_level: Tokenizer) -> None:
     assert byte_level.vocab_size == 260
     assert byte_level.decode([0xC3]) == "\ufffd"
     assert byte_level.decode_bytes([0xC3]) == b"\xc3"
+    for outside in (260, -100):
+        with pytest.raises(IndexError):
+            byte_level.decode([outside])
 
 
 @given(text=TEXT)

@@ -14,11 +14,13 @@ padded on the right and attention is causal, so padding never reaches a real tok
 tokens only. Micro-batches are fixed per update, so the first minibatch's probability ratio is 1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from parlance.alignment.ppo_math import (
@@ -31,6 +33,7 @@ from parlance.alignment.ppo_math import (
 )
 from parlance.core.config import Config
 from parlance.core.errors import UserError
+from parlance.core.progress import say
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import SamplingConfig
 from parlance.models.padding import pad_right
@@ -43,37 +46,37 @@ from parlance.training.schedules import trapezoid
 class PPOConfig(Config):
     """Settings of PPO, apart from its budget and the optimizer's rates."""
 
-    batch_size: int = 64
+    batch_size: int = Field(default=64, ge=1)
     """Episodes (prompt and sampled response) an update."""
-    epochs: int = 2
+    epochs: int = Field(default=2, ge=1)
     """Passes over each batch."""
-    minibatches: int = 2
+    minibatches: int = Field(default=2, ge=1)
     """Optimizer steps a pass."""
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most padded tokens in one forward and backward pass."""
-    max_tokens: int = 40
+    max_tokens: int = Field(default=40, ge=1)
     """Longest response."""
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
     """Of the sampling; log-probabilities are taken at the same temperature."""
-    kl_coefficient: float = 0.05
+    kl_coefficient: float = Field(default=0.05, ge=0)
     """beta: price of one nat of divergence from the reference."""
-    kl_target: float | None = None
+    kl_target: float | None = Field(default=None, gt=0)
     """Where set, beta adapts so that the KL per response (nats) stays near it."""
-    gamma: float = 1.0
+    gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount."""
-    lam: float = 0.95
+    lam: float = Field(default=0.95, ge=0, le=1)
     """GAE's lambda."""
-    clip: float = 0.2
+    clip: float = Field(default=0.2, gt=0, lt=1)
     """Range of the probability ratio."""
-    value_clip: float = 0.2
+    value_clip: float = Field(default=0.2, gt=0)
     """Range of the value's change."""
-    value_coefficient: float = 0.1
+    value_coefficient: float = Field(default=0.1, ge=0)
     """Weight of the value loss."""
     missing_end_score: float = -2.0
     """Score of a response that never ends (the reward model's scores have mean 0 and deviation 1)."""
-    warmup: float = 0.05
+    warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the budget over which the learning rate rises."""
-    gradient_clip: float = 1.0
+    gradient_clip: float = Field(default=1.0, gt=0)
     """Largest joint gradient norm."""
 
 
@@ -83,7 +86,7 @@ class PolicyWithValue(nn.Module):
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
         self.transformer = transformer
-        self.value = Linear(transformer.config.width, 1)
+        self.value = Linear(transformer.config.width, 1).to(transformer.device)
         with torch.no_grad():
             self.value.weight.zero_()
 
@@ -109,8 +112,10 @@ class Experience:
     returns: Tensor
 
 
-def pack_episodes(prompts: Sequence[list[int]], responses: Sequence[Response], limit: int) -> list[Episodes]:
-    """Micro-batches of at most `limit` padded tokens (at least one row each), rows of similar length together."""
+def pack_episodes(
+    prompts: Sequence[list[int]], responses: Sequence[Response], limit: int, device: torch.device
+) -> list[Episodes]:
+    """Micro-batches of at most `limit` tokens, each row counted as its longest (at least one row each), on `device`."""
     lengths = [len(prompt) + len(response.tokens) for prompt, response in zip(prompts, responses, strict=True)]
     groups: list[list[int]] = [[]]
     for row in sorted(range(len(prompts)), key=lambda row: (lengths[row], row)):
@@ -124,7 +129,9 @@ def pack_episodes(prompts: Sequence[list[int]], responses: Sequence[Response], l
         mask = actions >= 0
         starts = torch.tensor([len(prompts[row]) - 1 for row in group]).unsqueeze(1)
         positions = (starts + torch.arange(actions.shape[1])).clamp_max(tokens.shape[1] - 1)
-        packed.append(Episodes(tokens, positions, actions.clamp_min(0), mask, group))
+        packed.append(
+            Episodes(tokens.to(device), positions.to(device), actions.clamp_min(0).to(device), mask.to(device), group)
+        )
     return packed
 
 
@@ -194,8 +201,9 @@ class PPOTrainer:
         ended = [response.ended for response in responses]
         scores = [reward if end else config.missing_end_score for reward, end in zip(rewards, ended, strict=True)]
         # 4-5. Experience.
-        batch = pack_episodes(prompts, responses, config.micro_batch_tokens)
-        experience, figures = self._experience(batch, torch.tensor(scores))
+        device = self.reference.device
+        batch = pack_episodes(prompts, responses, config.micro_batch_tokens, device)
+        experience, figures = self._experience(batch, torch.tensor(scores, device=device))
         # 6. Updates.
         scale = trapezoid(max(progress, 1e-3), config.warmup, 1.0 - config.warmup)
         losses = [
@@ -288,7 +296,10 @@ class PPOTrainer:
             for name, value in means.items():
                 sums[name] = sums.get(name, 0.0) + value * share
         norm = clip_gradients(self.optimizer.parameters(), config.gradient_clip)
-        self.optimizer.step(scale)
+        if math.isfinite(norm):
+            self.optimizer.step(scale)
+        else:
+            say("a step was skipped: its gradient is not finite")
         self.optimizer.zero_gradients()
         return sums | {"gradient_norm": norm, "ratio_deviation": deviation}
 
@@ -314,8 +325,3 @@ class PPOTrainer:
         self.generator.set_state(tensors["generator"])
         self._drawn, self.episodes, self._draws = info["drawn"], info["episodes"], None
         self.beta.value = info["beta"]
-
-
-def distinct_share(texts: Sequence[str]) -> float:
-    """Share of different texts; 1 when no two are equal."""
-    return len(set(texts)) / len(texts) if texts else 0.0

@@ -9,12 +9,14 @@ head) and centred on their mean (`reward_mean` in `config.json`), so that the re
 KL coefficient has the same meaning in every run.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from parlance.alignment.preferences import Prompt, Ranking, as_messages, pairs
@@ -24,16 +26,19 @@ from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.models.checkpoints import hugging_face_config, load_weights, transformer_config, write_checkpoint
 from parlance.models.padding import pad_right
-from parlance.models.transformer import Linear, Transformer
+from parlance.models.transformer import Layout, Linear, Transformer
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.checkpointing import TrainingStates
-from parlance.training.loop import Budget, Loop
+from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.objectives import LossTerms
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
 from parlance.training.trainer import Trainer, TrainingConfig
+
+REFERENCES = 512
+"""Responses whose scores are made to have mean 0 and deviation 1 (Ziegler et al. 2019 use 256)."""
 
 
 class RewardModel(nn.Module):
@@ -43,19 +48,22 @@ class RewardModel(nn.Module):
         super().__init__()
         self.transformer = transformer
         transformer.lm_head = None
-        self.score = Linear(transformer.config.width, 1)
+        self.score = Linear(transformer.config.width, 1).to(transformer.device)
         self.mean = 0.0
         """Mean score of the reference responses, subtracted by `rewards`."""
 
     def initialise_head(self, generator: torch.Generator) -> None:
         """Weights N(0, 1/(D+1)) (standard deviation 1/sqrt(D+1); Stiennon et al. 2020)."""
         with torch.no_grad():
-            self.score.weight.normal_(0.0, (self.score.weight.shape[1] + 1) ** -0.5, generator=generator)
+            # Drawn on the CPU, where the generator is.
+            weight = torch.empty(self.score.weight.shape)
+            weight.normal_(0.0, (weight.shape[1] + 1) ** -0.5, generator=generator)
+            self.score.weight.copy_(weight)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Scores (B,) fp32 of sequences (B, T) padded on the right, read at position `lengths` - 1."""
         hidden = self.transformer.hidden(tokens)
-        last = hidden[torch.arange(len(tokens), device=hidden.device), lengths - 1]
+        last = hidden[torch.arange(len(tokens), device=hidden.device), lengths.to(hidden.device) - 1]
         return F.linear(last.float(), self.score.weight).squeeze(-1)
 
     @torch.inference_mode()
@@ -102,58 +110,92 @@ def response_tokens(tokenizer: Tokenizer, prompt: Prompt, response: str) -> list
 def encode_rankings(
     tokenizer: Tokenizer, rankings: Sequence[Ranking], context_length: int
 ) -> tuple[list[RankedExample], int]:
-    """Examples with at least one pair, and how many rankings were left out (all tied, or too long).
-
-    Raises UserError where none is left.
-    """
+    """Examples with at least one pair, and how many rankings were left out (all tied, or too long)."""
     examples = []
     for ranking in rankings:
         sequences = [response_tokens(tokenizer, ranking.prompt, response) for response in ranking.responses]
         winners = pairs(ranking)
         if winners and max(map(len, sequences)) <= context_length:
             examples.append(RankedExample(sequences, winners))
-    if not examples:
-        raise UserError(
-            f"none of the {len(rankings)} rankings has a pair that fits the context of {context_length} tokens"
-        )
     return examples, len(rankings) - len(examples)
 
 
 @dataclass
 class RankedBatch:
-    """Several prompts' responses, padded together."""
+    """Several prompts with their responses. A row is what a prompt's sequences have in common, once, then the rest of
+    each: every rest sees the common part and itself, so the prompt is read once and the scores are those of the
+    sequences read one by one."""
 
-    tokens: Tensor  # (R, T)
-    lengths: Tensor  # (R,)
-    winners: Tensor  # (P,) rows of `tokens`
+    tokens: Tensor  # (B, T)
+    layout: Layout
+    rows: Tensor  # (R,) the row of each response
+    ends: Tensor  # (R,) where its last token is
+    winners: Tensor  # (P,) places among the R responses
     losers: Tensor  # (P,)
     weights: Tensor  # (P,) 1 / number of pairs of the pair's prompt
-    prompts: int
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all sequences share, leaving each at least one of its own."""
+    shortest = min(map(len, sequences)) - 1
+    first = sequences[0]
+    return next(
+        (place for place in range(shortest) if any(sequence[place] != first[place] for sequence in sequences)), shortest
+    )
+
+
+def packed_length(example: RankedExample) -> int:
+    """Tokens of an example's row."""
+    shared = common_length(example.sequences)
+    return shared + sum(len(sequence) - shared for sequence in example.sequences)
 
 
 def ranked_batch(examples: Sequence[RankedExample]) -> RankedBatch:
-    """Stack the responses of several prompts."""
-    rows = [sequence for example in examples for sequence in example.sequences]
-    winners, losers, weights, first = [], [], [], 0
-    for example in examples:
+    """One row an example."""
+    tokens, positions, segments = [], [], []
+    rows, ends, winners, losers, weights = [], [], [], [], []
+    for row, example in enumerate(examples):
+        shared = common_length(example.sequences)
+        line, place, segment = list(example.sequences[0][:shared]), list(range(shared)), [0] * shared
+        first = len(rows)
+        for number, sequence in enumerate(example.sequences, start=1):
+            line += sequence[shared:]
+            place += range(shared, len(sequence))
+            segment += [number] * (len(sequence) - shared)
+            rows.append(row)
+            ends.append(len(line) - 1)
         for winner, loser in example.pairs:
             winners.append(first + winner)
             losers.append(first + loser)
             weights.append(1 / len(example.pairs))
-        first += len(example.sequences)
-    lengths = torch.tensor([len(row) for row in rows])
+        tokens.append(line)
+        positions.append(place)
+        segments.append(segment)
+    parts = pad_right(segments, 0)  # padding comes last, so nothing real attends to it
+    causal = torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool).tril()
+    visible = (parts.unsqueeze(1) == 0) | (parts.unsqueeze(1) == parts.unsqueeze(2))
     return RankedBatch(
-        pad_right(rows, 0), lengths, torch.tensor(winners), torch.tensor(losers), torch.tensor(weights), len(examples)
+        pad_right(tokens, 0),
+        Layout(pad_right(positions, 0), visible & causal),
+        torch.tensor(rows),
+        torch.tensor(ends),
+        torch.tensor(winners),
+        torch.tensor(losers),
+        torch.tensor(weights),
     )
 
 
 def pairwise_objective(model: RewardModel, batch: RankedBatch) -> LossTerms:
     """Sum over prompts of the mean over that prompt's pairs of -log sigmoid(r_winner - r_loser)."""
-    scores = model(batch.tokens, batch.lengths)
+    device = model.transformer.device
+    layout = Layout(batch.layout.positions.to(device), batch.layout.mask.to(device))
+    hidden = model.transformer.hidden(batch.tokens.to(device), layout=layout)
+    scores = F.linear(hidden[batch.rows, batch.ends].float(), model.score.weight).squeeze(-1)
     margins = scores[batch.winners] - scores[batch.losers]
-    loss = -(F.logsigmoid(margins) * batch.weights).sum()
-    correct = float((((margins > 0).float() + 0.5 * (margins == 0).float()) * batch.weights).sum())
-    return LossTerms(loss, batch.prompts, {"accuracy": correct})
+    weights = batch.weights.to(device)
+    loss = -(F.logsigmoid(margins) * weights).sum()
+    correct = float((((margins > 0).float() + 0.5 * (margins == 0).float()) * weights).sum())
+    return LossTerms(loss, len(batch.tokens), {"accuracy": correct})
 
 
 class RankedBatches:
@@ -161,8 +203,7 @@ class RankedBatches:
 
     def __init__(self, examples: Sequence[RankedExample], tokens_per_batch: int, seed: int) -> None:
         self.examples = examples
-        lengths = [len(example.sequences) * max(map(len, example.sequences)) for example in examples]
-        self.order = LengthGroupedBatches(lengths, tokens_per_batch, seed)
+        self.order = LengthGroupedBatches([packed_length(example) for example in examples], tokens_per_batch, seed)
 
     def __call__(self, state: int | None) -> Iterator[tuple[RankedBatch, int]]:
         """(batch, state after it), from `state` on."""
@@ -197,10 +238,12 @@ def load_reward_model(folder: Path) -> RewardModel:
 class RewardModelConfig(Config):
     """How a reward model is trained."""
 
-    rate_scale: float = 0.1
+    rate_scale: float = Field(default=0.4, gt=0)
     """Learning rates, as a share of the pre-training ones."""
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = Field(default=2048, ge=1)
     """Most padded tokens a step."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Most passes over the rankings within a budget of time; more than one over-fits (docs/lab-notebook.md)."""
     rates: LearningRates = LearningRates()
     """Peak learning rates of pre-training."""
     training: TrainingConfig = TrainingConfig(warmup=0.05, decay=0.95)
@@ -232,17 +275,23 @@ def train_reward_model(
     seed: int,
     validation: Sequence[Ranking] = (),
     resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> RewardModelResult:
     """Train a reward model from an instruction-tuned `transformer` (used up), and normalise it.
 
-    The reference responses of the normalisation are the ranked ones. Resume states live in `folder`/training.
-    Raises UserError, Interrupted.
+    The reference responses of the normalisation are the first `REFERENCES` ranked ones. Resume states live in
+    `folder`/training. Raises UserError, Interrupted.
     """
     assert transformer.context_length is not None
     examples, left_out = encode_rankings(tokenizer, rankings, transformer.context_length)
+    if not examples:
+        raise UserError(
+            f"none of the {len(rankings)} rankings has a pair of responses that differ in rank and fit the model's"
+            f" context of {transformer.context_length} tokens"
+        )
     model = RewardModel(transformer)
     model.initialise_head(torch.Generator().manual_seed(seed))
-    held_out = encode_rankings(tokenizer, validation, transformer.context_length)[0] if validation else []
+    held_out, _ = encode_rankings(tokenizer, validation, transformer.context_length)
     order = RankedBatches(held_out, config.tokens_per_batch, seed).order.epoch(0) if held_out else []
     checks = [ranked_batch([held_out[index] for index in indices]) for indices in order]
 
@@ -256,9 +305,14 @@ def train_reward_model(
         }
 
     batches = RankedBatches(examples, config.tokens_per_batch, seed)
+    if budget.steps is None:
+        most = max(1, math.ceil(config.epochs * len(batches.order.epoch(0))))
+        budget = Budget(steps=most, seconds=budget.seconds)
     optimizer = Optimizer(parameter_groups(model, config.rates, config.rate_scale), transformer.compute_dtype)
     trainer = Trainer(model, pairwise_objective, batches, optimizer, config.training)
-    loop = Loop("reward", budget, TrainingStates(folder / "training"), metrics, validate if checks else None)
+    states = TrainingStates(folder / "training")
+    loop = Loop("reward", budget, states, metrics, validate if checks else None, checkpoint_seconds=checkpoint_seconds)
     result = loop.run(trainer, resume=resume)
-    model.normalise([sequence for example in examples for sequence in example.sequences])
+    references = [sequence for example in examples for sequence in example.sequences]
+    model.normalise(references[:REFERENCES])
     return RewardModelResult(model, result.steps, result.seconds, len(examples), left_out)

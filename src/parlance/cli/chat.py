@@ -14,7 +14,7 @@ def chat(
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
-    """Talk to a model. End a message with an empty line or Ctrl-D; Ctrl-C stops an answer; /quit leaves.
+    """Talk to a model. End a message with an empty line; Ctrl-C stops an answer; /quit leaves.
 
     Where standard input is no terminal, all of it is one message, and one answer is printed.
 
@@ -34,4 +34,4 @@ def chat(
     if sys.stdin.isatty():
         converse(conversation)
     else:
-        stream(conversation.answer(sys.stdin.read()))
+        stream(conversation.answer(inputs.standard_input()))

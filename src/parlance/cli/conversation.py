@@ -4,7 +4,7 @@ The memory is as long as the model's context: the oldest turns are forgotten whe
 """
 
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 
 from parlance.cli.output import stream
 from parlance.core.errors import UserError
@@ -13,7 +13,7 @@ from parlance.inference.sampling import SamplingConfig
 from parlance.text.chat_template import encode_chat
 
 HELP = """\
-End a message with an empty line or Ctrl-D; a pasted function may have many lines (but no empty one).
+End a message with an empty line (or Ctrl-D on it); a pasted function may have many lines, but no empty one.
 /reset   forget the conversation
 /help    show this
 /quit    leave (so does Ctrl-D at the start of a message)
@@ -69,6 +69,8 @@ class Conversation:
 
 def converse(conversation: Conversation) -> None:
     """Read messages from the terminal and answer them until the user leaves."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - importing it gives `input` editing keys and a history
     print(f"{conversation.model.folder}\n{HELP}\n")
     while (message := read_message()) is not None:
         command = message.strip()

@@ -3,6 +3,7 @@
 Everything raises `UserError` with one sentence where the words make no sense or the files are not there.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,24 +93,30 @@ def recipe_of(
         given["budget_seconds"] = None
         # A stage that this run does not have needs no steps.
         with_options = parse_config(Recipe, start.model_dump() | given | {"steps": None}, where="options")
+        if missing := [name for name in STEP_NAMES if name in with_options.stages() and name not in counts]:
+            raise UserError(f"--steps {steps}: this run needs steps for {', '.join(missing)} too")
         given["steps"] = dict.fromkeys(set(STEP_NAMES) - set(with_options.stages()), 0) | counts
     recipe = override(parse_config(Recipe, start.model_dump() | given, where="options"), assignments)
     recipe.check()
     return recipe
 
 
-def check_files(recipe: "Recipe") -> None:
-    """Read the user's demonstrations and preferences once, and look for the sources, before any work is begun."""
+def check_inputs(recipe: "Recipe") -> None:
+    """Look for the device and the sources and read demonstrations and preferences once, before any work is begun: a
+    mistake in them is then found at once, not after the corpus is prepared."""
     from parlance.alignment.preferences import read_rankings
     from parlance.finetuning.demonstrations import read_demonstrations
+    from parlance.text.readers import FileCorpus
 
-    for source in recipe.sources:
-        if not Path(source).exists():
-            raise UserError(f"there is no file or folder {source}")
+    torch_device(recipe.device)
+    if recipe.sources:
+        FileCorpus([Path(source) for source in recipe.sources])
+    if recipe.skip_bad:
+        return  # broken lines stop nothing, and are counted where they are used
     if recipe.demonstrations is not None:
-        read_demonstrations(Path(recipe.demonstrations), skip_bad=recipe.skip_bad)
+        read_demonstrations(Path(recipe.demonstrations))
     if recipe.preferences is not None:
-        read_rankings(Path(recipe.preferences), skip_bad=recipe.skip_bad)
+        read_rankings(Path(recipe.preferences))
 
 
 def tokenizer_for(choice: str, corpus: Path, keep: Path) -> "Tokenizer":
@@ -173,11 +180,19 @@ def reward_of(choice: str) -> "Path | Reward":
     return load_reward(choice)
 
 
+def standard_input() -> str:
+    """All of standard input; bytes that are not UTF-8 become U+FFFD."""
+    from parlance.text.documents import decode_utf8
+
+    text = decode_utf8(sys.stdin.buffer.read())[0]
+    if not text.strip():
+        raise UserError("there is no text on standard input")
+    return text
+
+
 def prompt_text(prompt: str) -> str:
     """The prompt as typed, or all of standard input for "-"."""
-    import sys
-
-    return sys.stdin.read() if prompt == "-" else prompt
+    return standard_input() if prompt == "-" else prompt
 
 
 def text_file(path: Path) -> str:

@@ -5,6 +5,7 @@ the reader of standard output went away. Tracebacks appear only with --debug, wh
 """
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -87,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     if debug:
         words.remove("--debug")
+    # Threads that wait for work sleep instead of spinning: beside any other busy program, spinning makes a training
+    # step many times slower. The OpenMP runtime reads this when PyTorch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or file that cannot show a character shows a question mark.
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _run(words)
     except Exception as error:
@@ -116,7 +123,7 @@ def _explain(error: Exception, words: list[str]) -> int:
         _tell(str(error))
         return 130
     if isinstance(error, UserError):
-        _tell(f"error: {error}")
+        _tell("error: " + " ".join(line.strip() for line in str(error).splitlines()))
         return 2
     if isinstance(error, typer.TyperException):
         message = " ".join(error.format_message().split()).rstrip(".")

@@ -19,7 +19,7 @@ def pretrain(
         str, typer.Option("--tokenizer", metavar="byte|bpe:N|DIR", help="Train one of N tokens here, or take DIR's.")
     ] = "bpe:4096",
     order: Annotated[
-        int | None, typer.Option("--order", min=1, max=8, help="Longest n-gram (--model ngram). Default: 5.")
+        int | None, typer.Option("--order", min=1, max=9, help="Longest n-gram (--model ngram). Default: 5.")
     ] = None,
     budget: options.Budget = None,
     steps: options.Steps = None,
@@ -57,9 +57,9 @@ def pretrain(
     else:
         limit = inputs.stage_budget(budget, steps)
     decided = {"corpus": str(corpus), "model": model, "tokenizer": tokenizer, "order": order, "seed": seed}
-    decided |= {"budget": None if limit is None else limit.model_dump(), "config": config.model_dump(mode="json")}
+    settings = {"budget": None if limit is None else limit.model_dump(), "config": config.model_dump(mode="json")}
     place = inputs.torch_device(device)
-    with invocation.resumable(), StageFolder(out, "pretrain", decided, resume=resume) as folder:
+    with invocation.resumable(), StageFolder(out, "pretrain", decided | settings, resume=resume) as folder:
         if folder.finished is None:
             encoder = inputs.tokenizer_for(tokenizer, corpus, out / "tokenizer")
             if not (out / "tokens" / "dataset.json").exists():

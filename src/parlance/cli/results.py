@@ -23,8 +23,8 @@ SIDE_BY_SIDE = 100
 """Columns from which on a terminal shows answers side by side."""
 PROMPT_LINES = 12
 """Of a longer prompt only the first lines are shown."""
-ANSWERS = (("base", "base model"), ("sft", "instructed"), ("ppo", "aligned"))
-POLICIES = (("base", "base"), ("sft", "instructed (SFT)"), ("ppo", "aligned (PPO)"))
+ANSWERS = (("base", "base"), ("sft", "instructed"), ("ppo", "aligned"))
+"""Models by their key in the evaluation files, and the name they are shown by."""
 
 
 def print_run(folder: Path, console: Console | None = None) -> None:
@@ -72,9 +72,9 @@ def policies(run: RunFiles) -> RenderableType | None:
     found = run.get("evaluation/policy.json")
     rows = form.mapping(found.get("policies"))
     columns = [
-        ("labeller_score", "labeller score", form.decimal),
-        ("reward_score", "reward model", form.decimal),
-        ("kl_to_sft", "KL to SFT, nats", form.decimal),
+        ("labeller_score", "labeller", form.decimal),
+        ("reward_score", "reward", form.decimal),
+        ("kl_to_sft", "KL to SFT", form.decimal),
         ("ended_share", "ended", form.percent),
         ("distinct_ratio", "distinct", form.percent),
     ]
@@ -86,7 +86,7 @@ def policies(run: RunFiles) -> RenderableType | None:
     table.add_column("model")
     for _, name, _ in present:
         table.add_column(name, justify="right")
-    for key, name in POLICIES:
+    for key, name in ANSWERS:
         if key in rows:
             values = [(form.interval(form.mapping(rows[key]).get(column)), show) for column, _, show in present]
             table.add_row(name, *("" if value is None else show(value[0]) for value, show in values))
@@ -132,18 +132,16 @@ def resources(run: RunFiles) -> RenderableType | None:
 def dialogue(sample: dict[str, Any], number: int, *, wide: bool) -> RenderableType:
     """A prompt, its reference, and what each model answered."""
     given = [(name, form.text(sample.get(key)) or "(nothing)") for key, name in ANSWERS if key in sample]
+    reference = form.text(sample.get("reference"))
+    below = [] if reference is None else [("reference", reference)]
     parts: list[RenderableType] = [Rule(f"sample {number}", align="left", characters="-"), prompt(sample)]
-    if reference := form.text(sample.get("reference")):
-        parts.append(_labelled("reference", reference))
     if wide:
         row = Table(box=None, expand=True, pad_edge=False, show_header=False)
         for _ in given:
             row.add_column(ratio=1)
         row.add_row(*(Panel(Text(printable(answer)), title=name, title_align="left") for name, answer in given))
-        parts.append(row)
-    else:
-        parts += [_labelled(name, answer) for name, answer in given]
-    return Group(*parts)
+        return Group(*parts, _below_each_other(below), row)
+    return Group(*parts, _below_each_other(below + given))
 
 
 def prompt(sample: dict[str, Any]) -> RenderableType:
@@ -153,8 +151,13 @@ def prompt(sample: dict[str, Any]) -> RenderableType:
     return Text("\n".join(shown), style="dim")
 
 
-def _labelled(name: str, answer: str) -> Text:
-    return Text.assemble((f"{name:<10} ", "bold"), printable(answer))
+def _below_each_other(answers: list[tuple[str, str]]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, answer in answers:
+        table.add_row(name, Text(printable(answer)))
+    return table
 
 
 def _title(words: str, amount: Any, show: Any) -> str:

@@ -84,7 +84,7 @@ def run(
         assignments=assignments or [],
     )
     if wanted is not None and not resume:
-        inputs.check_files(wanted)
+        inputs.check_inputs(wanted)
     with invocation.resumable(["run", "--out", str(out)]):
         from parlance.pipeline.run import run_pipeline
 

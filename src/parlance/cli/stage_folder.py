@@ -24,8 +24,8 @@ class StageFolder:
     """An output folder and the options (JSON values) that decide what goes into it.
 
     Entering it raises UserError where the folder holds something else, or was begun with other options; nothing is
-    destroyed. Leaving it with a UserError before any training takes away again what this process put there, so that
-    the corrected command finds the folder as it was.
+    destroyed. Leaving it with a mistake in the input (a `UserError` that no operating system is to blame for) before
+    any training takes away again what this process put there, so that the corrected command can be given at once.
     """
 
     def __init__(self, path: Path, stage: str, options: dict[str, Any], *, resume: bool) -> None:
@@ -61,7 +61,9 @@ class StageFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.resume or not isinstance(error, UserError) or (self.path / STATES).exists():
+        # A full disk is nobody's wrong input: what was made stays, and can be resumed.
+        bad_input = isinstance(error, UserError) and not isinstance(error.__cause__, OSError)
+        if self.resume or not bad_input or (self.path / STATES).exists():
             return
         for item in self.path.iterdir():
             if item.is_dir():
@@ -73,7 +75,6 @@ class StageFolder:
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Record what came out; resume states that are left are no longer needed."""
-        shutil.rmtree(self.path / STATES, ignore_errors=True)
         record = {
             "stage": self._stage,
             "out": str(self.path),
@@ -81,6 +82,8 @@ class StageFolder:
             "facts": facts,
         }
         write_json(self.path / DONE, record)
+        # Only now: a kill between the two must not cost the training.
+        shutil.rmtree(self.path / STATES, ignore_errors=True)
         return record
 
 

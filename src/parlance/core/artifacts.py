@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
         data = path.read_bytes()
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
 
 
@@ -107,11 +107,11 @@ def read_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dic
             try:
                 record = json.loads(line)
                 if not isinstance(record, dict):
-                    raise ValueError("not a JSON object")
-            except ValueError as error:
+                    raise ValueError("it holds another value")
+            except (ValueError, RecursionError) as error:
                 if not skip_bad:
                     raise UserError(
-                        f"{path}, line {number}: {error}; mend the line, or pass --skip-bad to leave such lines out"
+                        f"{path}, line {number}: not a JSON object ({error}); mend the line, or pass --skip-bad to leave such lines out"
                     ) from error
                 record = {}
             yield number, record

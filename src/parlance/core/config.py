@@ -20,9 +20,11 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, no unknown fields, field docstrings become descriptions."""
+    """Base of every configuration: immutable, no unknown fields, finite numbers; field docstrings are descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 def parse_config(kind: type[ConfigT], values: Any, *, where: str) -> ConfigT:

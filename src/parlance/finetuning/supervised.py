@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
@@ -19,7 +21,7 @@ from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.checkpointing import TrainingStates
-from parlance.training.loop import Budget, Loop
+from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.objectives import IGNORE, NextTokenObjective, TokenBatch, mean_loss
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
@@ -38,7 +40,7 @@ class Example:
 def encode_demonstrations(
     tokenizer: Tokenizer, demonstrations: Sequence[Demonstration], context_length: int
 ) -> tuple[list[Example], int]:
-    """Examples that fit `context_length`, and how many did not. Raises UserError where none is left."""
+    """Examples that fit `context_length`, and how many did not."""
     examples, too_long = [], 0
     for demonstration in demonstrations:
         tokens, assistant = encode_chat(tokenizer, demonstration.messages)
@@ -49,10 +51,6 @@ def encode_demonstrations(
             too_long += 1
         elif end > 0:
             examples.append(Example(tokens, assistant))
-    if not examples:
-        raise UserError(
-            f"none of the {len(demonstrations)} demonstrations fits the model's context of {context_length} tokens"
-        )
     return examples, too_long
 
 
@@ -89,15 +87,15 @@ class ExampleBatches:
 class FinetuningConfig(Config):
     """How a base model is instruction-tuned."""
 
-    rate_scale: float = 0.3
+    rate_scale: float = Field(default=0.3, gt=0)
     """Learning rates, as a share of the pre-training ones."""
-    tokens_per_batch: int = 2048
+    tokens_per_batch: int = Field(default=2048, ge=1)
     """Most padded tokens a step."""
     rates: LearningRates = LearningRates()
     """Peak learning rates of pre-training."""
     training: TrainingConfig = TrainingConfig(warmup=0.05, decay=0.95)
     """Schedule and clipping."""
-    validation_examples: int = 200
+    validation_examples: int = Field(default=200, ge=1)
     """Conversations of the validation split measured on the way."""
 
 
@@ -126,14 +124,17 @@ def finetune(
     metrics: MetricsLog,
     seed: int,
     resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> FinetuningResult:
     """Instruction-tune `model` in place; resume states live in `folder`/training. Raises UserError, Interrupted."""
     assert model.context_length is not None
     examples, too_long = encode_demonstrations(tokenizer, train, model.context_length)
-    checks: list[TokenBatch] = []
-    if validation:
-        held_out, _ = encode_demonstrations(tokenizer, validation[: config.validation_examples], model.context_length)
-        checks = ExampleBatches(held_out, config.tokens_per_batch, tokenizer.pad, seed).once()
+    if not examples:
+        raise UserError(
+            f"none of the {len(train)} demonstrations fits the model's context of {model.context_length} tokens"
+        )
+    held_out, _ = encode_demonstrations(tokenizer, validation[: config.validation_examples], model.context_length)
+    checks = ExampleBatches(held_out, config.tokens_per_batch, tokenizer.pad, seed).once() if held_out else []
 
     def validate() -> dict[str, float]:
         return {"validation_loss": mean_loss(model, checks)}
@@ -142,7 +143,7 @@ def finetune(
     optimizer = Optimizer(parameter_groups(model, config.rates, config.rate_scale), model.compute_dtype)
     trainer = Trainer(model, NextTokenObjective(), batches, optimizer, config.training)
     states = TrainingStates(folder / "training")
-    loop = Loop("sft", budget, states, metrics, validate if checks else None)
+    loop = Loop("sft", budget, states, metrics, validate if checks else None, checkpoint_seconds=checkpoint_seconds)
     result = loop.run(trainer, resume=resume)
     loss = validate()["validation_loss"] if checks else None
     return FinetuningResult(result.steps, result.seconds, len(examples), too_long, loss)

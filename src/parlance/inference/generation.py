@@ -4,6 +4,7 @@ for token in stream(model, prompt_ids, SamplingConfig(max_tokens=20), stop={end_
 responses = generate_batch(model, [[1, 2, 3], [4, 5]], SamplingConfig(max_tokens=20), stop={end_of_text})
 """
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,15 +23,7 @@ def stream(model: LanguageModel, prompt: Sequence[int], config: SamplingConfig, 
     Work per token is constant in the prompt's length but for attention. Generation ends where the context is full.
     Raises UserError when the prompt is empty or leaves no room in the context.
     """
-    if not prompt:
-        raise UserError("the prompt is empty; give at least one character")
-    room = config.max_tokens
-    if model.context_length is not None:
-        room = min(room, model.context_length - len(prompt))
-        if room < 1:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens and the model reads {model.context_length}; shorten it"
-            )
+    room = min(config.max_tokens, _room(model, prompt))
     generator = torch.Generator().manual_seed(config.seed)
     logits, state = model.forward(torch.tensor([list(prompt)], dtype=torch.int64))
     for remaining in range(room, 0, -1):
@@ -40,6 +33,17 @@ def stream(model: LanguageModel, prompt: Sequence[int], config: SamplingConfig, 
         yield token
         if remaining > 1:
             logits, state = model.forward(torch.tensor([[token]], dtype=torch.int64), state)
+
+
+def _room(model: LanguageModel, prompt: Sequence[int]) -> int:
+    """Tokens that fit behind a prompt: at least one, or UserError."""
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one character")
+    if model.context_length is None:
+        return sys.maxsize
+    if len(prompt) >= model.context_length:
+        raise UserError(f"the prompt has {len(prompt)} tokens and the model reads {model.context_length}; shorten it")
+    return model.context_length - len(prompt)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,15 @@ def generate_batch(
     """Continue every prompt, all at once; the result is in the order of `prompts`.
 
     Prompts of unequal length are padded on the right and each row keeps its own length, so padding is never attended
-    to. Finished rows leave the batch. Draws come from `generator` (None: a fresh one with `config.seed`).
+    to. A row ends at its stop token, after `max_tokens`, or where its context is full; finished rows leave the batch.
+    Draws come from `generator` (None: a fresh one with `config.seed`). Raises UserError when a prompt is empty or
+    leaves no room in the context.
     """
+    if not prompts:
+        return []
     generator = generator or torch.Generator().manual_seed(config.seed)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    if int(lengths.min()) < 1:
-        raise UserError("a prompt is empty; give at least one token")
+    limits = [min(config.max_tokens, _room(model, prompt)) for prompt in prompts]
     longest = int(lengths.max())
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
@@ -80,21 +87,21 @@ def generate_batch(
     generated: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     active = list(range(len(prompts)))
-    for count in range(1, config.max_tokens + 1):
+    for count in range(1, max(limits) + 1):
         drawn = sample(model.logits(last).float().cpu(), config, generator)
         for row, token in zip(active, drawn.tolist(), strict=True):
             generated[row].append(token)
             ended[row] = ended[row] or token in stop
-        running = [place for place, row in enumerate(active) if not ended[row]]
-        if not running or count == config.max_tokens:
+        running = [place for place, row in enumerate(active) if not ended[row] and count < limits[row]]
+        if not running:
             break
         if len(running) <= 0.75 * len(active):
             # Dropping finished rows copies the cache, so wait until it pays.
             state = state.select(torch.tensor(running, device=model.device))
             drawn, active = drawn[running], [active[place] for place in running]
         last = model.hidden(drawn.unsqueeze(1).to(model.device), state)[:, 0]
-    # A finished row that was still in the batch drew on: cut behind its first stop token.
-    return [_cut(tokens, stop) for tokens in generated]
+    # A finished row that was still in the batch drew on: cut at its limit and behind its first stop token.
+    return [_cut(tokens[:limit], stop) for tokens, limit in zip(generated, limits, strict=True)]
 
 
 def _cut(tokens: list[int], stop: Collection[int]) -> Response:

@@ -20,7 +20,8 @@ from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model
 from parlance.models.contract import LanguageModel
 from parlance.models.transformer import Transformer
-from parlance.text.chat_template import encode_chat
+from parlance.text.chat_template import END_OF_TURN, encode_chat
+from parlance.text.documents import utf8_length
 from parlance.text.tokenizers import Tokenizer
 
 MOST_ADVANCED = ("policy", "sft", "base", "ngram")
@@ -73,7 +74,9 @@ class Model:
         return "".join(self.chat_stream(messages, sampling)).strip()
 
     def _stream(self, tokens: list[int], sampling: SamplingConfig) -> Iterator[str]:
-        stop = {self.tokenizer.end_of_text, self.tokenizer.end_of_turn}
+        # A tokenizer from elsewhere may have no turns.
+        turns = {END_OF_TURN} & self.tokenizer.special_tokens.keys()
+        stop = {self.tokenizer.end_of_text, *map(self.tokenizer.special_id, turns)}
         produced: list[int] = []
         shown = 0
         for token in stream(self.language_model, tokens, sampling, stop):
@@ -97,9 +100,7 @@ class Model:
             raise UserError("there is nothing to score: the text is empty")
         tokens = self.tokenizer.encode(text)
         log_probs = document_log_probs(self.language_model, [tokens], self.tokenizer.end_of_text)[0]
-        return Score(
-            -float(log_probs.sum()), len(tokens), len(text.encode("utf-8", errors="replace")), log_probs.tolist()
-        )
+        return Score(-float(log_probs.sum()), len(tokens), utf8_length(text), log_probs.tolist())
 
 
 def resolve_model_folder(path: Path) -> Path:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
 MULTIPLE = 32
 """Lengths are rounded up to this by default: every new shape makes the CPU's matrix library build and keep new code."""
 

@@ -178,7 +178,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_width, config.norm_epsilon) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor] | None, index: "CacheIndex | None"
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None,
+        slots: "CacheSlots | None",
     ) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_width)
@@ -187,32 +192,37 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)  # (B, H|K, T, E)
-        if cache is not None and index is not None:
+        if cache is not None and slots is not None:
             keys, values = cache
-            keys[index.rows, :, index.positions] = k.transpose(1, 2)
-            values[index.rows, :, index.positions] = v.transpose(1, 2)
-            k, v = keys[:, :, : index.longest], values[:, :, : index.longest]
-        if index is None or index.fresh:
-            if cache is not None:
-                k, v = k[:, :, :T], v[:, :, :T]
+            keys[slots.rows, :, slots.positions] = k.transpose(1, 2)
+            values[slots.rows, :, slots.positions] = v.transpose(1, 2)
+            if mask is not None:
+                k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
+        if mask is None:
             group = self.heads // self.kv_heads
             if group > 1:
                 k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
             y = causal_attention(q, k, v)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=index.mask, enable_gqa=self.heads != self.kv_heads)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
 @dataclass
-class CacheIndex:
+class CacheSlots:
     """Where one forward call reads and writes the cache; the same for every layer."""
 
     rows: Tensor  # (B, 1)
     positions: Tensor  # (B, T)
     longest: int  # S
-    mask: Tensor  # (B, 1, T, S) bool: may position t attend to s?
-    fresh: bool  # every row starts at position 0: plain causal attention
+
+
+@dataclass
+class Layout:
+    """Where tokens stand and what each may attend to, where that is not plain causal order."""
+
+    positions: Tensor  # (B, T) int64, for the rotary angles
+    mask: Tensor  # (B, T, T) bool: may position t attend to s?
 
 
 class FeedForward(nn.Module):
@@ -239,9 +249,14 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor] | None, index: CacheIndex | None
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        slots: CacheSlots | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cache, index)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, slots)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -306,32 +321,38 @@ class Transformer(nn.Module):
 
         return KeyValueCache(empty(), empty(), torch.zeros(batch, dtype=torch.int64, device=self.device))
 
-    def hidden(self, tokens: Tensor, state: KeyValueCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, state: KeyValueCache | None = None, layout: "Layout | None" = None) -> Tensor:
         """Final normalised activations (B, T, D) of tokens (B, T); extends `state` in place when one is given.
 
         Without a state, rows of unequal length may be padded on the right: attention is causal, so padding never
-        reaches a real token.
+        reaches a real token. A `layout` (without a state) says otherwise where tokens stand and what they see.
         """
         B, T = tokens.shape
         x = F.embedding(tokens, self.embed_tokens.weight.to(self.compute_dtype))
-        index = None
-        if state is None:
-            positions = torch.arange(T, device=tokens.device).unsqueeze(0)
-        else:
+        slots, mask = None, None
+        if state is not None:
             positions = state.lengths.unsqueeze(1) + torch.arange(T, device=tokens.device)
             used = int(positions[:, -1].max()) + 1
             if used > state.capacity:
                 state.grow(max(used, 2 * state.capacity))
             # Few different lengths, few different kernels: see `padding.MULTIPLE`. The mask hides the rest.
             longest = min(state.capacity, -(-used // MULTIPLE) * MULTIPLE)
-            mask = torch.arange(longest, device=tokens.device) <= positions.unsqueeze(-1)  # (B, T, S)
-            rows = torch.arange(B, device=tokens.device).unsqueeze(1)
-            index = CacheIndex(rows, positions, longest, mask.unsqueeze(1), fresh=used == T and T > 1)
+            slots = CacheSlots(torch.arange(B, device=tokens.device).unsqueeze(1), positions, longest)
+            if used > T or T == 1:  # else every row begins here: plain causal attention
+                mask = torch.arange(longest, device=tokens.device) <= positions.unsqueeze(-1)  # (B, T, S)
+        elif layout is not None:
+            positions, mask = layout.positions, layout.mask
+        else:
+            positions = torch.arange(T, device=tokens.device).unsqueeze(0)
         cos, sin = rotary_tables(positions, self.config.head_width, self.config.rope_theta, x.dtype)
         rotary = (cos.unsqueeze(1), sin.unsqueeze(1))  # (B|1, 1, T, E)
+        if mask is not None:
+            mask = mask.unsqueeze(1)  # one for all heads
         for number, layer in enumerate(self.layers):
-            cache = None if state is None else (state.keys[number], state.values[number])
-            x = layer(x, rotary, cache, index)
+            if state is None:
+                x = layer(x, rotary, mask)
+            else:
+                x = layer(x, rotary, mask, (state.keys[number], state.values[number]), slots)
         if state is not None:
             state.lengths = state.lengths + T
         return self.norm(x)  # type: ignore[no-any-return]
@@ -348,4 +369,4 @@ class Transformer(nn.Module):
         """
         if state is None:
             state = self.new_state(tokens.shape[0], tokens.shape[1])
-        return self.logits(self.hidden(tokens, state)).float(), state
+        return self.logits(self.hidden(tokens, state)).float().to(tokens.device), state

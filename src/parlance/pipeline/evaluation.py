@@ -237,7 +237,7 @@ def divergence(
 ) -> list[float]:
     """KL(model || reference) in nats along each response: the exact KL over the vocabulary at every step, summed."""
     out = [0.0] * len(prompts)
-    for episodes in pack_episodes(prompts, responses, MICRO_BATCH_TOKENS):
+    for episodes in pack_episodes(prompts, responses, MICRO_BATCH_TOKENS, model.device):
         logits, anchor = (
             each.logits(response_activations(each, episodes)).float() / temperature for each in (model, reference)
         )

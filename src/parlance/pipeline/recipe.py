@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from pydantic import Field
 
 from parlance.alignment.ppo import PPOConfig
 from parlance.alignment.reward_model import RewardModelConfig
 from parlance.core.config import Config, parse_config
 from parlance.core.errors import UserError
 from parlance.finetuning.supervised import FinetuningConfig
+from parlance.models.ngram import MAX_ORDER
 from parlance.text.preparation import PreparationConfig
-from parlance.training.loop import Budget
+from parlance.training.loop import CHECKPOINT_SECONDS, Budget
 from parlance.training.pretraining import PretrainingConfig
 from parlance.training.rates import LearningRates
 
@@ -25,51 +27,51 @@ class TokenizerConfig(Config):
 
     kind: Literal["bpe", "byte"] = "bpe"
     """Byte-level BPE trained on the training split, or plain bytes."""
-    vocab_size: int = 4096
+    vocab_size: int = Field(default=4096, ge=260)
     """Tokens, special ones included (BPE)."""
 
 
 class TaskConfig(Config):
     """Prompts and sampled responses of the instruction, reward and policy stages."""
 
-    prompt_tokens: int = 144
+    prompt_tokens: int = Field(default=144, ge=1)
     """A longer function is cut at a line's end, so that its signature and as much of its body as fits remain."""
-    max_tokens: int = 40
+    max_tokens: int = Field(default=40, ge=1)
     """Longest sampled response."""
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, gt=0)
     """Of all sampling in rankings, PPO and evaluation."""
-    ranked_prompts: int = 600
+    ranked_prompts: int = Field(default=1500, ge=1)
     """Prompts of the training split whose responses are ranked (default recipe)."""
-    responses: int = 4
+    responses: int = Field(default=4, ge=2)
     """Responses a prompt (K)."""
-    tie_margin: float = 0.02
+    tie_margin: float = Field(default=0.02, ge=0)
     """Responses whose labeller scores differ by no more than this are tied."""
-    heldout_prompts: int = 240
+    heldout_prompts: int = Field(default=240, ge=1)
     """Most prompts of the test split used in evaluation."""
 
 
 class Steps(Config):
     """Fixed step budgets; with them a run is bit-identical after any number of kills and resumes."""
 
-    pretrain: int
+    pretrain: int = Field(ge=0)
     """Optimizer steps."""
-    sft: int
+    sft: int = Field(ge=0)
     """Optimizer steps."""
-    reward: int
+    reward: int = Field(ge=0)
     """Optimizer steps."""
-    ppo: int
+    ppo: int = Field(ge=0)
     """PPO updates."""
 
 
 class Shares(Config):
     """How a time budget is divided: each stage gets its share of what is left when it starts."""
 
-    pretrain: float = 46.0
-    sft: float = 12.0
-    rankings: float = 6.0
-    reward: float = 9.0
-    ppo: float = 20.0
-    evaluation: float = 7.0
+    pretrain: float = Field(default=46.0, gt=0)
+    sft: float = Field(default=12.0, gt=0)
+    rankings: float = Field(default=6.0, gt=0)
+    reward: float = Field(default=9.0, gt=0)
+    ppo: float = Field(default=20.0, gt=0)
+    evaluation: float = Field(default=7.0, gt=0)
 
 
 class PolicyConfig(Config):
@@ -79,7 +81,7 @@ class PolicyConfig(Config):
     """The algorithm."""
     rates: LearningRates = LearningRates(optimizer="adamw")
     """Peak learning rates of pre-training."""
-    rate_scale: float = 0.05
+    rate_scale: float = Field(default=0.2, gt=0)
     """Learning rates, as a share of the pre-training ones."""
 
 
@@ -96,19 +98,21 @@ class Recipe(Config):
     """JSONL of preferences or rankings (own text)."""
     skip_bad: bool = False
     """Leave out broken records instead of stopping at the first."""
-    budget_seconds: float | None = 480.0
+    budget_seconds: float | None = Field(default=480.0, gt=0)
     """Time for the whole run; None with `steps`."""
     steps: Steps | None = None
     """Fixed step budgets instead of a time budget."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of every random choice."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    checkpoint_seconds: float = Field(default=CHECKPOINT_SECONDS, ge=0)
+    """Seconds of training between two resume states: what a kill can cost at most."""
     corpus: PreparationConfig = PreparationConfig()
     """Filters and division."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """Kind and size."""
-    ngram_order: int = 5
+    ngram_order: int = Field(default=5, ge=1, le=MAX_ORDER)
     """Of the n-gram baseline."""
     pretraining: PretrainingConfig = PretrainingConfig()
     """The base model."""
@@ -129,6 +133,25 @@ class Recipe(Config):
             raise UserError("give a time budget or step budgets, one of the two")
         if not self.sources and (self.demonstrations or self.preferences):
             raise UserError("--demonstrations and --preferences go with your own text: name its files or folders too")
+        sized = (self.pretraining.layers is not None, self.pretraining.width is not None)
+        if sized[0] != sized[1]:
+            raise UserError("set both pretraining.layers and pretraining.width, or neither")
+        if self.steps is not None:
+            if not all(sized):
+                raise UserError(
+                    "with step budgets the model's size is yours to choose, like "
+                    "--set pretraining.layers=4 --set pretraining.width=256"
+                )
+            for stage, steps in self.steps.model_dump().items():
+                if stage in self.stages() and steps == 0:
+                    raise UserError(f"the stage {stage} has no steps; give it at least one, like --steps {stage}=20")
+        longest = max(self.task.max_tokens, self.policy.ppo.max_tokens)
+        if self.instructs and longest >= self.pretraining.context_length:
+            raise UserError(
+                f"an answer of {longest} tokens leaves no room for its prompt in a context of "
+                f"{self.pretraining.context_length}; set a larger pretraining.context_length, or smaller "
+                "task.max_tokens and policy.ppo.max_tokens"
+            )
 
     @property
     def default_task(self) -> bool:
@@ -147,11 +170,19 @@ class Recipe(Config):
 
     def stages(self) -> list[str]:
         """Names of the stages, in order."""
-        names = ["corpus", "tokenizer", "ngram", "pretrain"]
+        # The user's own demonstrations and preferences come before any training: a mistake in them is found early.
+        names = ["corpus", "tokenizer"]
         if self.instructs:
-            names += ["demonstrations", "sft"]
+            names.append("demonstrations")
+        if self.preferences is not None:
+            names.append("rankings")
+        names += ["ngram", "pretrain"]
+        if self.instructs:
+            names.append("sft")
+        if self.default_task:
+            names.append("rankings")
         if self.aligns:
-            names += ["rankings", "reward", "ppo"]
+            names += ["reward", "ppo"]
         return [*names, "evaluation"]
 
     def stage_budget(self, stage: str, seconds_left: float) -> Budget:

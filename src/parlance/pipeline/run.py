@@ -21,24 +21,10 @@ from parlance.pipeline import stages
 from parlance.pipeline.evaluation import evaluate_run
 from parlance.pipeline.recipe import Recipe
 from parlance.pipeline.report import write_report
-from parlance.pipeline.run_directory import RunDirectory
+from parlance.pipeline.run_directory import FOLDERS, METRICS, RunDirectory
 from parlance.scaling.energy import EnergyMeter
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.loop import Budget
-
-FOLDERS = {
-    "corpus": "corpus",
-    "tokenizer": "tokenizer",
-    "ngram": "ngram",
-    "pretrain": "base",
-    "demonstrations": "demonstrations",
-    "sft": "sft",
-    "rankings": "rankings",
-    "reward": "reward",
-    "ppo": "policy",
-    "evaluation": "evaluation",
-}
-"""Folder of each stage's result."""
 
 
 def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str) -> dict[str, Any]:
@@ -58,8 +44,8 @@ def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str
         runner = _Runner(recipe, directory)
         if not (out / "run.json").exists():
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            write_json(out / "run.json", {"command": command, "started": started})
             write_json(out / "environment.json", environment())
+            write_json(out / "run.json", {"command": command, "started": started})
         for name in recipe.stages():
             runner.stage(name)
         return runner.conclude()
@@ -71,7 +57,7 @@ class _Runner:
     def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
         self.recipe, self.directory, self.path = recipe, directory, directory.path
         self.device = select_device(recipe.device)
-        self.metrics = MetricsLog(self.path / "metrics.jsonl")
+        self.metrics = MetricsLog(self.path / METRICS)
         self.work: dict[str, Callable[[Path], dict[str, Any]]] = {
             "corpus": self._corpus,
             "tokenizer": self._tokenizer,
@@ -88,18 +74,18 @@ class _Runner:
     def stage(self, name: str) -> None:
         """Run a stage unless it is done, and mark it done with its time and energy."""
         folder = FOLDERS[name]
-        if self.directory.done(folder) is not None:
-            return
-        say(f"== {name}")
-        before = self.directory.seconds()
-        with EnergyMeter() as meter:
-            facts = self.work[name](self.path / folder)
-        earlier = self.path / folder / "training" / "clock.json"
-        seconds = self.directory.seconds() - before
-        if earlier.exists():
-            seconds = self.directory.seconds() - float(read_json(earlier)["started_at"])
+        if self.directory.done(folder) is None:
+            say(f"== {name}")
+            before = self.directory.seconds()
+            with EnergyMeter() as meter:
+                facts = self.work[name](self.path / folder)
+            earlier = self.path / folder / "training" / "clock.json"
+            if earlier.exists():
+                before = float(read_json(earlier)["started_at"])
+            seconds = round(self.directory.seconds() - before, 2)
+            self.directory.finish(folder, name, seconds, facts | {"energy": meter.result()})
+        # Only now: a kill between the two must not cost the training.
         shutil.rmtree(self.path / folder / "training", ignore_errors=True)
-        self.directory.finish(folder, name, round(seconds, 2), facts | {"energy": meter.result()})
 
     def _budget(self, stage: str) -> Budget:
         """The stage's share of the time that is left, decided once: a resumed stage keeps it."""
@@ -137,6 +123,7 @@ class _Runner:
             seed=self.recipe.seed,
             device=self.device,
             resume=resume,
+            checkpoint_seconds=self.recipe.checkpoint_seconds,
         )
 
     def _demonstrations(self, out: Path) -> dict[str, Any]:
@@ -146,9 +133,16 @@ class _Runner:
             return stages.make_docstring_demonstrations(self.path / "corpus", tokenizer, out, recipe.task)
         demonstrations = Path(recipe.demonstrations) if recipe.demonstrations else None
         preferences = Path(recipe.preferences) if recipe.preferences else None
-        return stages.make_user_demonstrations(
+        facts = stages.make_user_demonstrations(
             demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
         )
+        stages.check_demonstrations(
+            out / "train.jsonl",
+            Tokenizer.load(self.path / "tokenizer"),
+            recipe.pretraining.context_length,
+            answer_tokens=recipe.policy.ppo.max_tokens if recipe.aligns else None,
+        )
+        return facts
 
     def _sft(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("sft")
@@ -162,12 +156,17 @@ class _Runner:
             seed=self.recipe.seed,
             device=self.device,
             resume=resume,
+            checkpoint_seconds=self.recipe.checkpoint_seconds,
         )
 
     def _rankings(self, out: Path) -> dict[str, Any]:
         recipe = self.recipe
         if recipe.preferences is not None:
-            return stages.make_user_rankings(Path(recipe.preferences), out, skip_bad=recipe.skip_bad, seed=recipe.seed)
+            file = Path(recipe.preferences)
+            facts = stages.make_user_rankings(file, out, skip_bad=recipe.skip_bad, seed=recipe.seed)
+            tokenizer = Tokenizer.load(self.path / "tokenizer")
+            stages.check_rankings(out / "train.jsonl", tokenizer, recipe.pretraining.context_length)
+            return facts
         return stages.make_rankings(
             self.path / "sft", self.path / "demonstrations", out, recipe.task, seed=recipe.seed, device=self.device
         )
@@ -184,6 +183,7 @@ class _Runner:
             seed=self.recipe.seed,
             device=self.device,
             resume=resume,
+            checkpoint_seconds=self.recipe.checkpoint_seconds,
         )
 
     def _ppo(self, out: Path) -> dict[str, Any]:
@@ -199,6 +199,7 @@ class _Runner:
             seed=self.recipe.seed,
             device=self.device,
             resume=resume,
+            checkpoint_seconds=self.recipe.checkpoint_seconds,
             score_labeller=self.recipe.default_task,
         )
 

@@ -14,11 +14,12 @@ import torch
 
 from parlance.alignment import labeller
 from parlance.alignment.ppo import PolicyWithValue, PPOTrainer, TokenReward
-from parlance.alignment.preferences import Prompt, Ranking, as_messages, read_rankings, write_rankings
+from parlance.alignment.preferences import Prompt, Ranking, as_messages, pairs, read_rankings, write_rankings
 from parlance.alignment.reward import Reward
 from parlance.alignment.reward_model import (
     RewardModel,
     RewardModelConfig,
+    encode_rankings,
     load_reward_model,
     save_reward_model,
     train_reward_model,
@@ -36,7 +37,7 @@ from parlance.finetuning.demonstrations import (
     write_demonstrations,
 )
 from parlance.finetuning.docstrings import collect_demonstrations, drop_leaks
-from parlance.finetuning.supervised import FinetuningConfig, finetune
+from parlance.finetuning.supervised import FinetuningConfig, encode_demonstrations, finetune
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import SamplingConfig
 from parlance.models.checkpoints import load_transformer, save_transformer
@@ -51,7 +52,7 @@ from parlance.text.standard_library import StandardLibraryCorpus
 from parlance.text.token_dataset import TokenDataset, tokenize_corpus
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
 from parlance.training.checkpointing import TrainingStates
-from parlance.training.loop import Budget, Loop
+from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.optimizers import Optimizer
 from parlance.training.pretraining import PretrainingConfig, pretrain
 from parlance.training.rates import parameter_groups
@@ -118,6 +119,7 @@ def make_base(
     seed: int,
     device: torch.device,
     resume: bool,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Pre-train the base model."""
     train, validation = TokenDataset.open(tokens, "train"), TokenDataset.open(tokens, "validation")
@@ -132,6 +134,7 @@ def make_base(
         seed=seed,
         device=device,
         resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
     )
     if result.prediction is not None:
         write_json(out / "prediction.json", result.prediction)
@@ -154,10 +157,9 @@ def make_base(
 
 
 def _save(out: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """The checkpoint's files; the resume states go once they are in place."""
+    """The checkpoint's files. The resume states stay until the caller has marked the stage as done."""
     tokenizer.save(out)
     save_transformer(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad)
-    TrainingStates(out / "training").clear()
 
 
 def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:
@@ -195,16 +197,21 @@ def make_docstring_demonstrations(corpus: Path, tokenizer: Tokenizer, out: Path,
 def make_user_demonstrations(
     demonstrations: Path | None, preferences: Path | None, out: Path, *, skip_bad: bool, seed: int
 ) -> dict[str, Any]:
-    """A user's demonstrations divided 90 / 5 / 5; without any, the best-ranked responses of the preferences."""
+    """A user's demonstrations divided 90 / 5 / 5; without any, the best-ranked responses of the preferences.
+
+    Raises UserError where there are too few to divide.
+    """
     if demonstrations is not None:
         rows = read_demonstrations(demonstrations, skip_bad=skip_bad)
     else:
         assert preferences is not None
-        rows = [
-            Demonstration([*as_messages(ranking.prompt), {"role": "assistant", "content": best_response(ranking)}])
-            for ranking in read_rankings(preferences, skip_bad=skip_bad)
-        ]
+        rows = best_demonstrations(read_rankings(preferences, skip_bad=skip_bad))
         say("no demonstrations: the best-ranked responses of the preferences serve as demonstrations")
+    if len(rows) < 3:
+        raise UserError(
+            f"{demonstrations or preferences} gives {len(rows)} demonstrations; give at least 3, "
+            "one each for training, validation and test"
+        )
     with atomic_directory(out) as folder:
         parts = divide(rows, seed)
         for split, part in parts.items():
@@ -212,9 +219,48 @@ def make_user_demonstrations(
     return {f"{split}_demonstrations": len(part) for split, part in parts.items()}
 
 
-def best_response(ranking: Ranking) -> str:
-    """The first response of the best rank."""
-    return ranking.responses[min(range(len(ranking.ranks)), key=ranking.ranks.__getitem__)]
+def best_demonstrations(rankings: Sequence[Ranking]) -> list[Demonstration]:
+    """The first response of the best rank of each ranking; where that makes no demonstration (it is empty, or the
+    prompt has no user), the ranking gives none."""
+    rows = []
+    for ranking in rankings:
+        best = ranking.responses[ranking.ranks.index(min(ranking.ranks))]
+        messages = [*as_messages(ranking.prompt), {"role": "assistant", "content": best}]
+        try:
+            rows.append(parse_demonstration({"messages": messages}))
+        except UserError:
+            continue
+    return rows
+
+
+def check_demonstrations(file: Path, tokenizer: Tokenizer, context_length: int, answer_tokens: int | None) -> None:
+    """Raise UserError where no demonstration fits the context or, with `answer_tokens`, no prompt leaves room for an
+    answer of that length: before anything is trained."""
+    rows = read_demonstrations(file)
+    examples, _ = encode_demonstrations(tokenizer, rows, context_length)
+    if not examples:
+        raise UserError(
+            f"none of the {len(rows)} training demonstrations fits the context of {context_length} tokens; "
+            "shorten them or set a larger pretraining.context_length"
+        )
+    if answer_tokens is not None:
+        shortest = min(len(prompt_tokens(tokenizer, row.messages[:-1])) for row in rows)
+        if shortest + answer_tokens > context_length:
+            raise UserError(
+                f"the shortest prompt has {shortest} tokens, which leaves no room for {answer_tokens} of an answer in "
+                f"the context of {context_length}; set a larger pretraining.context_length"
+            )
+
+
+def check_rankings(file: Path, tokenizer: Tokenizer, context_length: int) -> None:
+    """Raise UserError where no ranking has a pair of responses that fits the context: before anything is trained."""
+    rankings = read_rankings(file)
+    examples, _ = encode_rankings(tokenizer, rankings, context_length)
+    if not examples:
+        raise UserError(
+            f"none of the {len(rankings)} training rankings fits the context of {context_length} tokens; "
+            "shorten them or set a larger pretraining.context_length"
+        )
 
 
 def divide(rows: Sequence[Any], seed: int) -> dict[str, list[Any]]:
@@ -237,6 +283,7 @@ def make_instructed(
     seed: int,
     device: torch.device,
     resume: bool,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Instruction-tune `base` on `demonstrations`/train.jsonl."""
     tokenizer = Tokenizer.load(base)
@@ -244,7 +291,17 @@ def make_instructed(
     train = read_demonstrations(demonstrations / "train.jsonl")
     validation = read_demonstrations(demonstrations / "validation.jsonl")
     result = finetune(
-        model, tokenizer, train, validation, out, config, budget, metrics=metrics, seed=seed, resume=resume
+        model,
+        tokenizer,
+        train,
+        validation,
+        out,
+        config,
+        budget,
+        metrics=metrics,
+        seed=seed,
+        resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
     )
     _save(out, model, tokenizer)
     return {
@@ -328,9 +385,17 @@ def select(rows: Sequence[Any], limit: int, seed: int) -> list[Any]:
 
 
 def make_user_rankings(preferences: Path, out: Path, *, skip_bad: bool, seed: int) -> dict[str, Any]:
-    """A person's rankings divided into train.jsonl and test.jsonl by prompt."""
+    """A person's rankings divided into train.jsonl and test.jsonl by prompt.
+
+    Held out are prompts with a preference: ties alone would leave nothing to test. Raises UserError where there are too
+    few to divide.
+    """
     rankings = read_rankings(preferences, skip_bad=skip_bad)
-    prompts = list(dict.fromkeys(repr(ranking.prompt) for ranking in rankings))
+    prompts = list(dict.fromkeys(repr(ranking.prompt) for ranking in rankings if pairs(ranking)))
+    if len(prompts) < 3:
+        raise UserError(
+            f"{preferences} prefers one response to another for {len(prompts)} prompts; give rankings of at least 3"
+        )
     held_out = set(divide(prompts, seed)["test"])
     with atomic_directory(out) as folder:
         test = [ranking for ranking in rankings if repr(ranking.prompt) in held_out]
@@ -351,6 +416,7 @@ def make_reward(
     seed: int,
     device: torch.device,
     resume: bool,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Train the reward model on `rankings`/train.jsonl."""
     tokenizer = Tokenizer.load(model_folder)
@@ -365,10 +431,10 @@ def make_reward(
         seed=seed,
         validation=read_rankings(rankings / "test.jsonl"),
         resume=resume,
+        checkpoint_seconds=checkpoint_seconds,
     )
     tokenizer.save(out)
     save_reward_model(out, result.model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad)
-    TrainingStates(out / "training").clear()
     return {
         "steps": result.steps,
         "seconds": result.seconds,
@@ -415,6 +481,7 @@ def make_policy(
     seed: int,
     device: torch.device,
     resume: bool,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     score_labeller: bool = False,
 ) -> dict[str, Any]:
     """Optimise the instructed model against a reward with PPO.
@@ -451,7 +518,8 @@ def make_policy(
     optimizer = Optimizer(parameter_groups(policy, config.rates, config.rate_scale), reference.compute_dtype)
     stop = frozenset({tokenizer.end_of_turn, tokenizer.end_of_text})
     trainer = PPOTrainer(policy, reference, prompts, token_reward, stop, optimizer, config.ppo, seed, observe)
-    loop = Loop("ppo", budget, TrainingStates(out / "training"), metrics, log_seconds=0.0)
+    states = TrainingStates(out / "training")
+    loop = Loop("ppo", budget, states, metrics, checkpoint_seconds=checkpoint_seconds, log_seconds=0.0)
     result = loop.run(trainer, resume=resume)
     _save(out, policy.transformer, tokenizer)
     return {"updates": result.steps, "episodes": trainer.episodes, "seconds": result.seconds, "last": result.last}

@@ -9,7 +9,10 @@ A `Document` is one text with a name, an origin and free metadata; as JSON it is
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
+
+from parlance.core.errors import UserError
 
 LEFT_OUT_LIMIT = 10_000
 """At most this many files that were not read are listed by name in a `ReadingReport`; all are counted."""
@@ -95,6 +98,12 @@ class ReportingCorpus(Protocol):
     report: ReadingReport
 
     def __iter__(self) -> Iterator[Document]: ...
+
+
+def cannot_read(path: Path, error: OSError) -> UserError:
+    """The one sentence a user needs where the operating system refuses to read."""
+    reason = error.strerror or str(error)
+    return UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}")
 
 
 def utf8_length(text: str) -> int:

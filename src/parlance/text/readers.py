@@ -2,7 +2,8 @@
 
 What one document is:
 
-- `.txt`, `.md`, `.py`: the file; files above `PIECE_BYTES` are read in pieces cut at line ends, which share a group;
+- `.txt`, `.md`, `.py`: the file; files above `PIECE_BYTES` (1 MiB) are read in pieces cut at line ends, which share
+  a group;
 - `.jsonl`: a line, an object with the string field `text` and, where the user has them, `id`, `source` and `metadata`;
 - `.parquet`: a row, with the string column `text` and, where they exist, `id` and `source`.
 
@@ -23,11 +24,11 @@ from typing import Any, BinaryIO
 from parlance.core.artifacts import PARTIAL
 from parlance.core.errors import UserError
 from parlance.core.progress import Progress
-from parlance.text.documents import Document, ReadingReport, decode_utf8, replace_surrogates
+from parlance.text.documents import Document, ReadingReport, cannot_read, decode_utf8, replace_surrogates
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 """Plain text files above this size are read in pieces of at most this size."""
 PARQUET_ROWS = 1024
 """Rows of a Parquet row group that are held at a time."""
@@ -92,7 +93,7 @@ def _walk(folder: Path, name: str, report: ReadingReport) -> Iterator[tuple[Path
         with os.scandir(folder) as scan:
             entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan)
     except OSError as error:
-        raise _cannot_read(folder, error) from error
+        raise cannot_read(folder, error) from error
     for entry, is_folder in entries:
         path, inner = folder / entry, f"{name}/{entry}"
         if entry.startswith(".") or entry.endswith(PARTIAL):
@@ -150,7 +151,7 @@ def _fill(path: Path, file: BinaryIO, data: bytes) -> bytes:
     try:
         return data + file.read(PIECE_BYTES + 1 - len(data))
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
 
 
 def _piece_end(data: bytes) -> int:
@@ -171,7 +172,7 @@ def _jsonl_records(path: Path, report: ReadingReport) -> Iterator[tuple[int, Any
             try:
                 line = file.readline()
             except OSError as error:
-                raise _cannot_read(path, error) from error
+                raise cannot_read(path, error) from error
             if not line:
                 return
             number += 1
@@ -206,7 +207,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from error
     except OSError as error:
-        raise _cannot_read(path, error) from error
+        raise cannot_read(path, error) from error
 
 
 def _document(record: Any, default_id: str, default_source: str, report: ReadingReport) -> Document | str:
@@ -230,9 +231,4 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise _cannot_read(path, error) from error
-
-
-def _cannot_read(path: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
-    return UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}")
+        raise cannot_read(path, error) from error

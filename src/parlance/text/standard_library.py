@@ -30,7 +30,7 @@ from pathlib import Path
 
 from parlance.core.errors import UserError
 from parlance.core.progress import Progress
-from parlance.text.documents import Document, ReadingReport
+from parlance.text.documents import Document, ReadingReport, cannot_read
 
 LICENCE = "PSF-2.0"
 TABLE_SHARE = 0.75
@@ -66,7 +66,7 @@ class StandardLibraryCorpus:
             for path in _python_files(self.root):
                 name = path.relative_to(self.root).as_posix()
                 reason = reason_by_path(name)
-                data = b"" if reason else path.read_bytes()
+                data = b"" if reason else _content(path)
                 reason = reason or reason_by_content(data)
                 if reason:
                     report.skip(reason, name)
@@ -81,6 +81,13 @@ class StandardLibraryCorpus:
                 f"this Python has no source files of its standard library under {self.root}; "
                 "name your own text files or folders instead"
             )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def _python_files(folder: Path) -> Iterator[Path]:

@@ -9,10 +9,10 @@ BPE (Sennrich et al. 2016, arXiv:1508.07909) joins bytes within the pieces of `P
     leading space and the newlines and indentation that follow;  newlines and the indentation after them;  white space
 
 That is GPT-4's idea with three changes. Digits go by two, as suits small vocabularies. A newline and the indentation
-behind it are one piece, also when glued to the punctuation before it: on Python code 4096 tokens then hold 3.98 bytes
-each instead of 3.72. There is no look-around, so that every regular-expression engine gives the same pieces in
-linear time. The price: a prompt that ends in the middle of an
-indentation is cut unlike the training text, so prompts for code should end before a newline, or behind a word.
+behind it are one piece, also when glued to the punctuation before it: on held-out modules of Python's library, tokens
+of a vocabulary of 4096 then hold 3.94 bytes instead of 3.67 (8192: 4.37 instead of 4.02). There is no look-around, so
+that every regular-expression engine gives the same pieces in linear time. The price: a prompt that ends inside or just
+before an indentation is cut unlike the training text, so prompts for code should end behind a word or punctuation.
 
     tokenizer = train_tokenizer(texts, "bpe", vocab_size=4096)
     tokenizer.decode(tokenizer.encode("any text")) == "any text"
@@ -75,7 +75,10 @@ class Tokenizer:
         """One more than the largest id, special tokens included."""
 
     def encode(self, text: str, allowed_special: Collection[str] = frozenset()) -> list[int]:
-        """Ids of `text`. The names of special tokens in it are ordinary text, except for those in `allowed_special`."""
+        """Ids of `text`. The names of special tokens in it are ordinary text, except for those in `allowed_special`.
+
+        Takes about 600 bytes of memory for a token while it runs; `encode_batch` takes about 430.
+        """
         if not allowed_special:
             return list(self._backend.encode(replace_surrogates(text)[0], add_special_tokens=False).ids)
         # Longest names first, should one be the beginning of another.
@@ -98,10 +101,12 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], skip_special: bool = True) -> bytes:
         """The exact bytes of `ids`. Raises IndexError for ids outside the vocabulary."""
         special = self._special_ids if skip_special else frozenset[int]()
-        return b"".join(self._bytes_of_ids[i] for i in ids if i not in special)
+        return b"".join(self.token_bytes(i) for i in map(int, ids) if i not in special)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; for a special token, those of its name."""
+        """The bytes that a token stands for; for a special token, those of its name. Raises IndexError."""
+        if token < 0:  # such as the -100 of masked targets
+            raise IndexError(f"{token} is not a token id")
         return self._bytes_of_ids[token]
 
     @cached_property

@@ -15,7 +15,15 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from parlance.core.artifacts import atomic_directory, ensure_directory, read_json, sha256, write_bytes, write_json
+from parlance.core.artifacts import (
+    PARTIAL,
+    atomic_directory,
+    ensure_directory,
+    read_json,
+    sha256,
+    write_bytes,
+    write_json,
+)
 from parlance.core.errors import UserError
 from parlance.core.progress import say
 
@@ -31,6 +39,8 @@ class TrainingStates:
     def save(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Store a state and drop all but the newest two. Raises UserError (full disk, ...)."""
         ensure_directory(self.folder)
+        for leftover in self.folder.glob(f"step-*{PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)
         with atomic_directory(self.folder / f"step-{step:08d}") as folder:
             content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
             write_bytes(folder / "state.safetensors", content)
@@ -48,7 +58,7 @@ class TrainingStates:
                 if sha256(folder / "state.safetensors") != state["sha256"]:
                     raise UserError(f"{folder / 'state.safetensors'} does not match its checksum")
                 return state["step"], load_file(folder / "state.safetensors"), state["info"]
-            except (UserError, KeyError) as error:
+            except (UserError, KeyError, TypeError) as error:
                 say(f"passing over a damaged training state: {error}")
         return None
 

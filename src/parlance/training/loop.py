@@ -20,9 +20,12 @@ from parlance.core.metrics import MetricsLog
 from parlance.core.progress import Progress, say
 from parlance.training.checkpointing import TrainingStates
 
+CHECKPOINT_SECONDS = 30.0
+"""Usual time between two resume states."""
+
 
 class Budget(Config):
-    """How long a stage trains. Exactly one of `steps` and `seconds` is set."""
+    """How long a stage trains: steps, seconds, or both (then whichever is spent first ends it)."""
 
     steps: int | None = None
     """Budget in optimizer steps (for PPO: updates)."""
@@ -30,17 +33,16 @@ class Budget(Config):
     """Budget in seconds of this stage's loop, validation and resume states included."""
 
     def check(self, stage: str) -> None:
-        """Raise UserError unless exactly one positive budget is given."""
+        """Raise UserError unless there is a budget, above zero."""
         given = [value for value in (self.steps, self.seconds) if value is not None]
-        if len(given) != 1 or given[0] <= 0:
-            raise UserError(f"{stage}: give a budget above zero in steps or in seconds, one of the two")
+        if not given or min(given) <= 0:
+            raise UserError(f"{stage}: give a budget above zero, in steps or in seconds")
 
     def progress(self, steps: int, seconds: float) -> float:
         """Share that is spent, 0..1."""
-        if self.steps is not None:
-            return min(1.0, steps / self.steps)
-        assert self.seconds is not None
-        return min(1.0, seconds / self.seconds)
+        by_steps = steps / self.steps if self.steps is not None else 0.0
+        by_seconds = seconds / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(by_steps, by_seconds))
 
 
 class LoopBody(Protocol):
@@ -80,7 +82,7 @@ class Loop:
     validate: Callable[[], dict[str, float]] | None = None
     validations: int = 4
     """How many times to validate on the way (evenly in progress)."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Seconds between two resume states."""
     log_seconds: float = 1.0
     """Least time between two rows of the metrics log; 0 logs every step."""

@@ -66,7 +66,7 @@ class NextTokenObjective:
 
     def __call__(self, model: Transformer, batch: TokenBatch) -> LossTerms:
         hidden = model.hidden(batch.inputs).flatten(0, 1)
-        targets = batch.targets.flatten()
+        targets = batch.targets.flatten().to(hidden.device)
         if bool((targets == IGNORE).any()):
             kept = (targets != IGNORE).nonzero().squeeze(1)
             count = kept.numel()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from parlance.core.artifacts import read_json, write_json
 from parlance.core.config import Config
@@ -28,7 +29,7 @@ from parlance.scaling.power_law import fit_power_law
 from parlance.text.token_dataset import TokenDataset
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.compilation import WORTH_SECONDS, compile_training
-from parlance.training.loop import Budget, Loop
+from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, token_batch
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
@@ -41,21 +42,21 @@ LADDER = ((1, 64), (2, 128), (3, 192), (4, 256), (5, 320), (6, 384), (8, 512), (
 class PretrainingConfig(Config):
     """How a base model is made."""
 
-    context_length: int = 256
+    context_length: int = Field(default=256, ge=2)
     """Tokens a training window, and the longest text the model reads."""
-    layers: int | None = None
+    layers: int | None = Field(default=None, ge=1)
     """Blocks; None: chosen from the budget."""
-    width: int | None = None
+    width: int | None = Field(default=None, ge=64, multiple_of=64)
     """Residual width, a multiple of 64; None: chosen from the budget."""
     qk_norm: bool = True
     """Qwen3-like (True) or LLaMA-like (False)."""
     tie_embeddings: bool = False
     """Share the embedding with the output head."""
-    batch_size: int = 8
+    batch_size: int = Field(default=8, ge=1)
     """Windows a step."""
-    tokens_per_parameter: float = 0.5
+    tokens_per_parameter: float = Field(default=0.5, gt=0)
     """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
-    pilot_share: float = 0.08
+    pilot_share: float = Field(default=0.08, ge=0, le=0.5)
     """Share of the budget for the longer pilot; the shorter takes a quarter of that. 0: no pilots, no prediction."""
     compile: bool | None = None
     """Use torch.compile; None: where the budget is a minute or more and a C++ compiler is there."""
@@ -63,7 +64,7 @@ class PretrainingConfig(Config):
     """Peak learning rates."""
     training: TrainingConfig = TrainingConfig()
     """Schedule and clipping."""
-    validation_tokens: int = 16_384
+    validation_tokens: int = Field(default=16_384, ge=1)
     """Tokens of the validation split measured on the way."""
 
 
@@ -170,6 +171,7 @@ def pretrain(
     device: torch.device,
     resume: bool = False,
     initial: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> PretrainingResult:
     """Train a base model; resume states and the plan live in `folder`/training. `initial` continues a checkpoint.
 
@@ -189,7 +191,8 @@ def pretrain(
     else:
         shape_config, reason = _choose(train, config, vocab_size, budget, device, initial)
         plan = {"model": shape_config.model_dump(), "choices": [reason], "prediction": None, "spent": 0.0}
-        TrainingStates(folder / "training").clear()
+        TrainingStates(folder / "training").discard()
+        plan_file.unlink(missing_ok=True)
     say(plan["choices"][0])
 
     def start() -> Transformer:
@@ -220,13 +223,14 @@ def pretrain(
         stage: str, share: Budget, states: TrainingStates, log: MetricsLog, *, resume: bool
     ) -> tuple[Trainer[Any, Any], float]:
         trainer = Trainer(model, objective, batches, optimizer(), config.training)
-        result = Loop(stage, share, states, log, validate).run(trainer, resume=resume)
+        loop = Loop(stage, share, states, log, validate, checkpoint_seconds=checkpoint_seconds)
+        result = loop.run(trainer, resume=resume)
         return trainer, result.seconds
 
     if not plan_file.exists() or not resume:
         if config.pilot_share > 0:
             plan["prediction"] = _pilots(run, validate, model, start, folder, config, budget)
-            say(f"predicted validation loss {_interval(plan['prediction'])} nats per token")
+            say(_announcement(plan["prediction"]))
         plan["spent"] = time.monotonic() - started
         write_json(plan_file, plan)
     _copy(start(), model)
@@ -270,21 +274,33 @@ def _pilots(
     folder: Path,
     config: PretrainingConfig,
     budget: Budget,
-) -> dict[str, Any]:
-    """Train two short runs to the end of their schedule and extrapolate their validation loss to the whole budget."""
+) -> dict[str, Any] | None:
+    """Train two short runs to the end of their schedule and extrapolate their validation loss to the whole budget.
+
+    None where the budget is too small for two runs of different length.
+    """
+    share = config.pilot_share
+    if budget.seconds is not None:
+        parts = [Budget(seconds=budget.seconds * share / 4), Budget(seconds=budget.seconds * share)]
+        # The pilots themselves are paid from the same budget.
+        relative = 1.0 / share * (1.0 - 1.25 * share)
+    else:
+        assert budget.steps is not None
+        short, long = max(1, round(budget.steps * share / 4)), max(2, round(budget.steps * share))
+        if long >= budget.steps:
+            return None
+        parts, relative = [Budget(steps=short), Budget(steps=long)], budget.steps / long
     points = []
-    for share in (config.pilot_share / 4, config.pilot_share):
-        if budget.seconds is not None:
-            part, unit = Budget(seconds=budget.seconds * share), "seconds"
-        else:
-            part, unit = Budget(steps=max(1, round((budget.steps or 0) * share))), "steps"
+    for part in parts:
         _copy(start(), model)
         states = TrainingStates(folder / "training" / "pilot")
         trainer, _ = run("pilot", part, states, MetricsLog(folder / "training" / "pilot.jsonl"), resume=False)
         points.append({"x": trainer.items, "loss": validate()["validation_loss"]})
         states.clear()
-    # The budget in tokens: what the longer pilot did in its share, times what is left for the main run.
-    whole = points[-1]["x"] / config.pilot_share * (1.0 if unit == "steps" else 1.0 - 1.25 * config.pilot_share)
+    if points[0]["x"] == points[1]["x"]:
+        return None
+    # The budget in tokens: what the longer pilot did, as often as the main run is longer.
+    whole = points[-1]["x"] * relative
     law = fit_power_law([float(point["x"]) for point in points], [point["loss"] for point in points])
     predicted = law.predict_with_interval(whole)
     return {
@@ -304,5 +320,8 @@ def _copy(source: Transformer, target: Transformer) -> None:
             old.copy_(new)
 
 
-def _interval(prediction: dict[str, Any]) -> str:
-    return f"{prediction['predicted_loss']:.3f} (95 % interval {prediction['low']:.3f} to {prediction['high']:.3f})"
+def _announcement(prediction: dict[str, Any] | None) -> str:
+    if prediction is None:
+        return "no prediction: the budget is too small for two pilots of different length"
+    value, low, high = (prediction[name] for name in ("predicted_loss", "low", "high"))
+    return f"predicted validation loss {value:.3f} (95 % interval {low:.3f} to {high:.3f}) nats per token"

@@ -5,6 +5,7 @@ The peaks were tuned for steps of 2 048 to 4 096 tokens (docs/lab-notebook.md); 
 
 from typing import Literal
 
+from pydantic import Field
 from torch import nn
 
 from parlance.core.config import Config
@@ -17,19 +18,19 @@ class LearningRates(Config):
 
     optimizer: Literal["muon", "adamw"] = "muon"
     """Rule of the hidden matrices; everything else takes AdamW."""
-    matrices: float = 0.03
+    matrices: float = Field(default=0.03, ge=0)
     """Matrices of the blocks under Muon."""
-    matrices_adamw: float = 0.002
+    matrices_adamw: float = Field(default=0.002, ge=0)
     """Matrices of the blocks under AdamW."""
-    embedding: float = 0.3
+    embedding: float = Field(default=0.3, ge=0)
     """Token embedding drawn from N(0, 1); one tied to the head takes a tenth."""
-    head: float = 0.008
+    head: float = Field(default=0.008, ge=0)
     """Output head."""
-    vectors: float = 0.02
+    vectors: float = Field(default=0.02, ge=0)
     """Norm weights."""
-    momentum: float = 0.9
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of Muon."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     """Cautious decay of the hidden matrices."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from parlance.core.config import Config
@@ -29,15 +30,15 @@ BatchT = TypeVar("BatchT")
 class TrainingConfig(Config):
     """The update rule of a stage, apart from the optimizer's own rates."""
 
-    accumulation: int = 1
+    accumulation: int = Field(default=1, ge=1)
     """Micro-batches a step."""
-    warmup: float = 0.02
+    warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the budget over which the learning rate rises from zero."""
-    decay: float = 0.6
+    decay: float = Field(default=0.6, ge=0, le=1)
     """Share of the budget over which it falls linearly to `final`."""
-    final: float = 0.0
+    final: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak learning rate at the end."""
-    clip: float = 1.0
+    clip: float = Field(default=1.0, gt=0)
     """Largest joint gradient norm."""
 
 

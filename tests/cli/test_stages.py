@@ -1,0 +1,218 @@
+"""One stage after the other by its own command, on a few small texts: files, tables, JSON, resuming."""
+
+import inspect
+import io
+import json
+import logging
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parlance.cli.main import main
+from parlance.cli.stage_folder import StageFolder
+from parlance.core.errors import UserError
+
+SMALL = [
+    "--steps",
+    "2",
+    "--tokenizer",
+    "bpe:300",
+    "--set",
+    "layers=1",
+    "--set",
+    "width=64",
+    "--set",
+    "context_length=64",
+]
+SMALL += ["--set", "pilot_share=0", "--set", "validation_tokens=256"]
+
+
+def ok(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """Run a command that must succeed; returns its standard output."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def result(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
+    """The JSON object, which must be the last line (and with --json is the only one)."""
+    return dict(json.loads(ok(capsys, *words, "--json")))
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Standard input that is no terminal."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and every model."""
+    home = tmp_path_factory.mktemp("made")
+    (home / "texts").mkdir()
+    for number, module in enumerate((inspect, json, logging, textwrap)):
+        (home / "texts" / f"{number}.py").write_text(inspect.getsource(module))
+    turns = [(f"def f{number}(x):\n    return x", f"Return x, number {number}.") for number in range(8)]
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in turns]
+    (home / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": prompt, "chosen": answer, "rejected": "No."} for prompt, answer in turns]
+    (home / "ranks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "shortest.py").write_text("def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    commands: list[list[str | Path]] = [
+        ["corpus", "prepare", home / "texts", "--out", home / "corpus"],
+        ["pretrain", home / "corpus", *SMALL, "--out", home / "base"],
+        ["finetune", home / "base", home / "answers.jsonl", "--steps", "2", "--out", home / "sft"],
+        ["reward", home / "sft", home / "ranks.jsonl", "--steps", "2", "--out", home / "reward"],
+    ]
+    for command in commands:
+        assert main([str(word) for word in command]) == 0
+    return home
+
+
+def test_corpus_prepare_and_inspect_show_the_card(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = ok(capsys, "corpus", "inspect", made / "corpus")
+    card = result(capsys, "corpus", "inspect", made / "corpus")
+    assert card["steps"][0]["documents"] == 4
+    assert "near duplicate" in shown
+    assert f"folder: {made / 'corpus'}" in shown
+
+
+def test_tokenizer_train_and_show(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = result(capsys, "tokenizer", "train", made / "corpus", "--vocab-size", "300", "--out", tmp_path / "t")
+    assert facts["vocab_size"] == 300
+    tokens = result(capsys, "tokenizer", "show", tmp_path / "t", "def f():")
+    assert "".join(token["text"] for token in tokens["tokens"]) == "def f():"
+    lines = ok(capsys, "tokenizer", "show", tmp_path / "t", "é\x1b").splitlines()
+    assert [line.split()[-1] for line in lines] == [r"'\xc3'", r"'\xa9'", r"'\x1b'"]
+
+
+@pytest.mark.parametrize(("folder", "stage"), [("base", "pretrain"), ("sft", "sft"), ("reward", "reward")])
+def test_what_a_stage_leaves(made: Path, folder: str, stage: str) -> None:
+    names = {path.name for path in (made / folder).iterdir()}
+    assert names >= {
+        "command.json",
+        "stage.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "metrics.jsonl",
+    }
+    assert "training" not in names, "resume states are gone"
+    assert json.loads((made / folder / "stage.json").read_text())["stage"] == stage
+
+
+def test_align_with_a_reward_model_and_with_a_function(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    for number, reward in enumerate(("reward", "shortest:short")):
+        words = ["align", "sft", "answers.jsonl", "--reward", reward, "--steps", "1", "--set", "ppo.max_tokens=4"]
+        record = result(capsys, *words, "--out", tmp_path / str(number))
+        assert (record["stage"], record["facts"]["updates"]) == ("ppo", 1)
+    assert main([*words[:3], "--reward", "shortest:long", "--steps", "1", "--out", str(tmp_path / "x")]) == 2
+    assert "has no function long" in capsys.readouterr().err
+
+
+def test_generate_is_repeatable_and_writes_the_continuation_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", made / "base", "def ", "--max-tokens", "9", "--seed", "3"]
+    text = ok(capsys, *words)
+    assert result(capsys, *words)["text"] + "\n" == text == ok(capsys, *words)
+    assert ok(capsys, *words[:-1], "4") != text
+    piped(monkeypatch, b"def ")
+    assert ok(capsys, "generate", made / "base", "-", *words[3:]) == text
+
+
+def test_score_agrees_with_the_ngram_contract(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = made / "texts" / "3.py"
+    ngram = ["pretrain", made / "corpus", "--model", "ngram", "--order", "3", "--tokenizer", "bpe:300"]
+    assert "Order" in ok(capsys, *ngram, "--out", tmp_path / "ngram")
+    scores = [result(capsys, "score", folder, file) for folder in (made / "base", tmp_path / "ngram")]
+    for score in scores:
+        assert score["bytes"] == len(file.read_bytes())
+        assert score["bits_per_byte"] == pytest.approx(score["nats"] / score["bytes"] / 0.6931471805599453)
+    assert scores[0]["tokens"] == scores[1]["tokens"], "the same corpus gives the same tokenizer"
+    assert scores[1]["bits_per_byte"] < scores[0]["bits_per_byte"] < 9, "two steps teach less than counting"
+
+
+def test_chat_answers_a_pipe_once(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["chat", str(made / "sft"), "--max-tokens", "5"]
+    piped(monkeypatch, b"def f(x):\n    return x  # \xff\n")
+    answer = ok(capsys, *words)
+    assert answer.endswith("\n")
+    assert "Ctrl-C" not in answer, "no word of explanation in a pipe"
+    piped(monkeypatch, b" \n")
+    assert main(words) == 2
+    assert "no text on standard input" in capsys.readouterr().err
+
+
+def test_a_finished_stage_is_not_repeated_and_not_overwritten(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = (made / "base" / "model.safetensors").stat()
+    words = ["pretrain", str(made / "corpus"), *SMALL, "--out", str(made / "base")]
+    record = result(capsys, *words, "--resume")
+    assert record == json.loads((made / "base" / "stage.json").read_text())
+    assert main(words) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    assert main([*words, "--resume", "--seed", "1"]) == 2
+    assert "begun with another seed" in capsys.readouterr().err
+    assert (made / "base" / "model.safetensors").stat() == weights
+
+
+@pytest.mark.parametrize("command", ["finetune", "reward"])
+def test_wrong_data_leaves_the_folder_free_for_the_next_try(
+    command: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "completion": "y", "chosen": "y", "rejected": "z"}\n{}\n')
+    words = [command, str(made / "sft"), str(tmp_path / "bad.jsonl"), "--steps", "1", "--out", str(tmp_path / "out")]
+    for more, sentence in (([], "bad.jsonl, line 2: no "), (["--skip-bad"], "at least 3")):
+        assert main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    data = made / ("answers.jsonl" if command == "finetune" else "ranks.jsonl")
+    ok(capsys, *words[:2], data, *words[3:])
+
+
+def test_a_full_disk_keeps_the_folder(tmp_path: Path) -> None:
+    def fill() -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise UserError("cannot write out: no space left on device") from error
+
+    with pytest.raises(UserError, match="no space"), StageFolder(tmp_path / "out", "sft", {}, resume=False):
+        fill()
+    assert (tmp_path / "out" / "command.json").exists()
+
+
+def fail_after_training(path: Path) -> None:
+    (path / "training").mkdir()
+    raise UserError("late mistake")
+
+
+def test_a_stage_folder_keeps_what_was_trained(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(UserError, match="late mistake"), StageFolder(path, "sft", {"seed": 1}, resume=False):
+        fail_after_training(path)
+    assert (path / "command.json").exists()
+    with pytest.raises(UserError, match="unfinished stage; pass --resume"):
+        StageFolder(path, "sft", {"seed": 1}, resume=False).__enter__()
+    with pytest.raises(UserError, match="holds a stage sft"):
+        StageFolder(path, "reward", {"seed": 1}, resume=True).__enter__()
+    with StageFolder(path, "sft", {"seed": 1}, resume=True) as folder:
+        assert folder.finished is None
+        folder.finish({"steps": 3})
+    with StageFolder(path, "sft", {"seed": 1}, resume=True) as folder:
+        assert folder.finished is not None
+        assert folder.finished["facts"] == {"steps": 3}
+    assert not (path / "training").exists()
+
+
+def test_an_interrupted_stage_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), StageFolder(tmp_path / "out", "sft", {}, resume=False):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "command.json").exists()

@@ -1,0 +1,183 @@
+"""What a user loads: text in and out, scores, chat, and which model of a run directory it is."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parlance.core.errors import UserError
+from parlance.inference import model as model_module
+from parlance.inference.model import Model, load, resolve_model_folder
+from parlance.inference.sampling import SamplingConfig
+from parlance.inference.scoring import document_log_probs
+from parlance.models.checkpoints import save_transformer
+from parlance.models.ngram import NGramModel
+from parlance.text.chat_template import encode_chat
+from parlance.text.tokenizers import Tokenizer, train_tokenizer
+
+BYTES = train_tokenizer([], "byte")
+
+
+@pytest.fixture
+def folder(tiny_transformer, tiny_tokenizer, tmp_path, monkeypatch) -> Path:
+    """A saved tiny Transformer, to be opened in fp32 on every machine."""
+    monkeypatch.setattr(model_module, "fast_bfloat16", lambda _device: False)
+    save_transformer(tmp_path / "base", tiny_transformer(), end_of_text=256, pad=257)
+    tiny_tokenizer.save(tmp_path / "base")
+    return tmp_path / "base"
+
+
+class Script:
+    """A language model that says given tokens, one after the other, and then ends the text."""
+
+    context_length = None
+
+    def __init__(self, tokens: list[int], end: int, vocab_size: int = 260) -> None:
+        self.tokens, self.vocab_size = [*tokens, end], vocab_size
+
+    def forward(self, tokens: torch.Tensor, state: int | None = None) -> tuple[torch.Tensor, int]:
+        said = 0 if state is None else state
+        logits = torch.full((1, tokens.shape[1], self.vocab_size), -1e9)
+        logits[0, -1, self.tokens[said]] = 0.0
+        return logits, said + 1
+
+
+def say(tokens: list[int], end: int = 256, tokenizer: Tokenizer = BYTES) -> list[str]:
+    return list(Model(Script(tokens, end), tokenizer, Path()).stream("?", SamplingConfig(max_tokens=1000)))
+
+
+# --- generating ------------------------------------------------------------------------------------------------------
+
+
+def test_generate_is_the_joined_stream_and_seeds_reproduce(folder):
+    model = load(folder, "cpu")
+    sampling = SamplingConfig(max_tokens=30, seed=3)
+    text = model.generate("def f(", sampling)
+    assert text == "".join(model.stream("def f(", sampling)) == model.generate("def f(", sampling)
+    assert text != model.generate("def f(", SamplingConfig(max_tokens=30, seed=4))
+    assert len(load(folder, "cpu").generate("a", SamplingConfig(temperature=0.0, max_tokens=5)).encode()) >= 5
+
+
+def test_chat_continues_the_rendered_conversation(folder):
+    model = load(folder, "cpu")
+    messages = [{"role": "user", "content": "Hi"}]
+    sampling = SamplingConfig(max_tokens=12, temperature=0.0)
+    seen: list[list[int]] = []
+    forward = model.language_model.forward
+
+    def recording(tokens, state=None):
+        seen.append(tokens[0].tolist())
+        return forward(tokens, state)
+
+    model.language_model.forward = recording
+    reply = model.chat(messages, sampling)
+    assert seen[0] == encode_chat(model.tokenizer, messages, add_generation_prompt=True)[0]
+    assert reply == "".join(model.chat_stream(messages, sampling)).strip()
+    with pytest.raises(UserError, match="role"):
+        model.chat([{"role": "robot", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("end", ["end_of_text", "end_of_turn"])
+def test_both_end_tokens_end_the_text(end, tiny_tokenizer):
+    pieces = say(list(b"abc"), getattr(tiny_tokenizer, end))
+    assert "".join(pieces) == "abc"
+
+
+def test_a_tokenizer_without_turns_generates(tmp_path):
+    BYTES.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|im_end|>", "<|other|>"))
+    plain = Tokenizer.load(tmp_path)
+    assert "<|im_end|>" not in plain.special_tokens
+    assert "".join(say(list(b"abc"), 256, plain)) == "abc"
+    with pytest.raises(UserError, match=r"no special token <\|im_end\|>"):
+        Model(Script([], 256), plain, Path()).chat([{"role": "user", "content": "Hi"}])
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+def test_streamed_pieces_are_whole_characters(text):
+    pieces = say(list(text.encode()))
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        # Byte by byte, each piece is exactly one character.
+        assert pieces == list(text)
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.binary(max_size=12))
+def test_streamed_bytes_that_are_no_text_come_out_as_when_decoded_at_once(data):
+    assert "".join(say(list(data))) == data.decode("utf-8", errors="replace")
+
+
+def test_a_cut_character_at_the_end_is_shown_as_such():
+    assert say(list("é€".encode()[:-1])) == ["é", "\ufffd"]
+
+
+# --- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def test_score_is_the_documents_log_probability(folder):
+    model = load(folder, "cpu")
+    text = "héllo " * 30  # longer than the context of 64
+    score = model.score(text)
+    expected = document_log_probs(model.language_model, [BYTES.encode(text)], BYTES.end_of_text)[0]
+    assert score.log_probs == pytest.approx(expected.tolist())
+    assert score.nats == pytest.approx(-expected.sum())
+    assert score.tokens == score.bytes == len(text.encode()) == 210
+    assert score.bits_per_byte == pytest.approx(score.nats / 210 / math.log(2))
+    assert score.perplexity == pytest.approx(math.exp(score.nats / 210))
+    with pytest.raises(UserError, match="the text is empty"):
+        model.score("")
+
+
+def test_a_lone_surrogate_counts_as_the_character_it_is_read_as(folder):
+    score = load(folder, "cpu").score("a\ud800")
+    assert score.tokens == score.bytes == 4  # "a" and the three bytes of U+FFFD
+
+
+def test_an_ngram_folder_is_a_model_too(tmp_path, tiny_tokenizer):
+    tokens = tiny_tokenizer.encode("abcdefgh")
+    NGramModel.train([np.array(tokens)] * 2, 260, 4, tiny_tokenizer.end_of_text).save(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    model = load(tmp_path)
+    assert model.generate("abc", SamplingConfig(temperature=0.0)) == "defgh"
+    assert model.score("abcdefgh").bits_per_byte < model.score("hgfedcba").bits_per_byte
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_stands_for_its_most_advanced_model(tmp_path):
+    for name in ("ngram", "base", "sft", "policy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / "reward").mkdir(exist_ok=True)
+        (tmp_path / "reward" / "config.json").write_text("{}")
+        assert resolve_model_folder(tmp_path) == tmp_path / name
+    # A stage that is not finished has no config.json.
+    (tmp_path / "policy" / "config.json").unlink()
+    assert resolve_model_folder(tmp_path) == tmp_path / "sft"
+    assert resolve_model_folder(tmp_path / "base") == tmp_path / "base"
+
+
+def test_what_is_no_model_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="holds no model; name a checkpoint folder or a run directory"):
+        load(tmp_path)
+    with pytest.raises(UserError, match=r"holds no model \(there is no such folder\)"):
+        load(tmp_path / "none")
+
+
+def test_loading_takes_the_devices_fast_precision(folder, monkeypatch):
+    for fast, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(model_module, "fast_bfloat16", lambda _device, fast=fast: fast)
+        opened = load(str(folder), "cpu")
+        parameters = list(opened.language_model.parameters())
+        assert {parameter.dtype for parameter in parameters} == {dtype}
+        assert not any(parameter.requires_grad for parameter in parameters)
+        assert opened.folder == folder
+        assert opened.generate("a", SamplingConfig(max_tokens=3)) is not None

@@ -1,0 +1,98 @@
+"""Filters against their definitions by enumeration, and draws against the distribution they are drawn from."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parlance.inference.sampling import SamplingConfig, filtered_logits, sample
+
+small_logits = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=7, unique=True)
+
+
+def kept(logits: list[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[int]:
+    filtered = filtered_logits(torch.tensor([logits]), temperature, top_k, top_p)[0]
+    return {place for place, value in enumerate(filtered.tolist()) if value > -math.inf}
+
+
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(value) for value in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+@settings(deadline=None)
+@given(logits=small_logits, k=st.integers(1, 8))
+def test_top_k_keeps_the_k_largest(logits, k):
+    order = sorted(range(len(logits)), key=lambda place: -logits[place])
+    assert kept(logits, top_k=k) == set(order[:k])
+
+
+@settings(deadline=None)
+@given(logits=small_logits, p=st.floats(0.05, 0.99))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
+    probabilities = softmax(logits)
+    order = sorted(range(len(logits)), key=lambda place: -logits[place])
+    sums = list(itertools.accumulate(probabilities[place] for place in order))
+    if any(abs(total - p) < 1e-5 for total in sums):
+        return  # rounding decides
+    needed = next(count for count, total in enumerate(sums, start=1) if total >= p)
+    assert kept(logits, top_p=p) == set(order[:needed])
+
+
+@settings(deadline=None)
+@given(logits=small_logits, temperature=st.floats(0.2, 5.0))
+def test_temperature_divides_and_nothing_else_changes(logits, temperature):
+    filtered = filtered_logits(torch.tensor([logits]), temperature, 0, 1.0)
+    torch.testing.assert_close(filtered, torch.tensor([logits]) / temperature)
+
+
+def test_top_p_looks_at_what_temperature_and_top_k_left():
+    logits = [3.0, 2.0, 1.0, 0.0]
+    # Among the first two, softmax is (0.73, 0.27); among all, (0.64, 0.24, 0.09, 0.03).
+    assert kept(logits, top_p=0.7) == {0, 1}
+    assert kept(logits, top_k=2, top_p=0.7) == {0}
+    assert kept(logits, temperature=10.0, top_p=0.7) == {0, 1, 2}
+
+
+def test_rows_are_filtered_apart():
+    logits = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
+    assert (filtered_logits(logits, 1.0, 1, 1.0) > -math.inf).tolist() == [[False, False, True], [True, False, False]]
+
+
+def test_temperature_zero_takes_the_largest():
+    logits = torch.tensor([[0.0, 5.0, 4.9], [7.0, -1.0, 3.0]])
+    assert sample(logits, SamplingConfig(temperature=0.0, top_k=1), torch.Generator()).tolist() == [1, 0]
+
+
+def test_a_vanishing_temperature_agrees_with_zero():
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    cold = sample(logits, SamplingConfig(temperature=1e-4), torch.Generator().manual_seed(1))
+    assert cold.tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (SamplingConfig(), [0.5, 0.25, 0.125, 0.125]),
+        (SamplingConfig(temperature=0.5), [16 / 22, 4 / 22, 1 / 22, 1 / 22]),
+        (SamplingConfig(top_k=2), [2 / 3, 1 / 3, 0, 0]),
+        (SamplingConfig(top_p=0.7), [2 / 3, 1 / 3, 0, 0]),
+    ],
+)
+def test_draws_have_the_stated_frequencies(config, expected):
+    count = 20_000
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log().expand(count, 4)
+    drawn = sample(logits, config, torch.Generator().manual_seed(0))
+    frequencies = torch.bincount(drawn, minlength=4) / count
+    for frequency, probability in zip(frequencies.tolist(), expected, strict=True):
+        # Four standard deviations of a binomial share.
+        assert abs(frequency - probability) <= 4 * math.sqrt(probability * (1 - probability) / count)
+
+
+def test_the_same_seed_draws_the_same():
+    logits = torch.zeros(100, 50)
+    draws = [sample(logits, SamplingConfig(), torch.Generator().manual_seed(seed)).tolist() for seed in (3, 3, 4)]
+    assert draws[0] == draws[1] != draws[2]

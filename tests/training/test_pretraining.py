@@ -1,0 +1,306 @@
+"""Pre-training end to end on a tiny corpus: pilots, prediction, size, resuming, and what is refused."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from parlance.core.errors import Interrupted, UserError
+from parlance.core.metrics import MetricsLog
+from parlance.models.checkpoints import save_transformer
+from parlance.text.token_dataset import TokenDataset, write_token_dataset
+from parlance.training import pretraining
+from parlance.training.loop import Budget
+from parlance.training.objectives import mean_loss
+from parlance.training.pretraining import (
+    LADDER,
+    PretrainingConfig,
+    choose_shape,
+    pretrain,
+    seconds_per_token,
+    shape,
+    validation_batches,
+)
+from parlance.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+SMALL = PretrainingConfig(
+    context_length=32, layers=1, width=64, batch_size=2, validation_tokens=200, pilot_share=0.5, compile=False
+)
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """The same numbers on every machine."""
+    monkeypatch.setattr(pretraining, "fast_bfloat16", lambda _device: False)
+
+
+@pytest.fixture(scope="module")
+def splits(tiny_tokenizer, tmp_path_factory) -> tuple[TokenDataset, TokenDataset]:
+    """Documents that count upwards from a random number, in two splits."""
+    generator = np.random.default_rng(0)
+
+    def documents(count: int) -> list[list[int]]:
+        starts = generator.integers(0, 100, count)
+        return [[(start + step) % 100 for step in range(60)] for start in starts.tolist()]
+
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    write_token_dataset(folder, {"train": documents(60), "validation": documents(5)}, tiny_tokenizer)
+    return TokenDataset.open(folder, "train"), TokenDataset.open(folder, "validation")
+
+
+@pytest.fixture
+def run(splits, tmp_path):
+    """A function (name, budget, ...) that pre-trains in a folder of that name."""
+
+    def start(name: str, budget: Budget, config: PretrainingConfig = SMALL, **options):
+        folder = tmp_path / name
+        settings = {"vocab_size": 260, "metrics": MetricsLog(folder / "metrics.jsonl"), "seed": 3, "device": CPU}
+        return pretrain(*splits, folder, config, budget, **(settings | options))
+
+    return start
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send this process a SIGINT in the given trainer step, counted from now on."""
+    original, count = Trainer.step, 0
+
+    def step(self: Trainer, progress: float) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The rows of the log without what the clock decides."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows if "validation_loss" in row]
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_pilots_predict_and_the_run_reaches(run, splits, tmp_path, capsys):
+    result = run("base", Budget(steps=40))
+    prediction = result.prediction
+    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
+    assert prediction["planned_x"] == prediction["reached_x"] == result.tokens == 40 * 64
+    assert prediction["low"] < prediction["predicted_loss"] < prediction["high"]
+    first, second = (point["loss"] for point in prediction["pilot"])
+    assert math.log(260) > first > second > prediction["reached_loss"]
+    exponent = math.log(first / second) / math.log(4)
+    assert prediction["law"]["b"] == pytest.approx(exponent)
+    assert prediction["predicted_loss"] == pytest.approx(second * 2**-exponent)
+    assert result.choices == ["1 layers of width 64: as asked"]
+    assert not result.compiled
+    told = capsys.readouterr().err
+    assert f"predicted validation loss {prediction['predicted_loss']:.3f} (95 % interval" in told
+    # Four validations on the way, evenly; the last row is the last step.
+    assert [row["step"] for row in metrics(tmp_path / "base")] == [8, 16, 24, 32]
+    # The model that comes back is the one that was measured.
+    assert mean_loss(result.model, validation_batches(splits[1], SMALL, CPU)) == prediction["reached_loss"]
+
+
+def test_the_pilots_do_not_change_the_run(run):
+    with_pilots = run("a", Budget(steps=6))
+    without = run("b", Budget(steps=6), SMALL.model_copy(update={"pilot_share": 0.0}))
+    assert without.prediction is None
+    torch.testing.assert_close(with_pilots.model.state_dict(), without.model.state_dict(), atol=0, rtol=0)
+
+
+def test_seeds_decide(run):
+    budget, quick = Budget(steps=3), SMALL.model_copy(update={"pilot_share": 0.0})
+    one, same, other = (run(name, budget, quick, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    torch.testing.assert_close(one.model.state_dict(), same.model.state_dict(), atol=0, rtol=0)
+    assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_budget_too_small_for_two_pilots_goes_without_a_prediction(run, steps, capsys):
+    result = run("base", Budget(steps=steps), SMALL.model_copy(update={"pilot_share": 0.08}))
+    assert (result.prediction is None) == (steps < 3)
+    assert result.tokens == steps * 64
+    if steps < 3:
+        assert "no prediction: the budget is too small for two pilots" in capsys.readouterr().err
+
+
+def test_a_budget_in_seconds_pays_for_its_pilots(run, monkeypatch):
+    """With a clock that moves one second a step, 40 seconds are 5 + 20 steps of pilots and 15 of the run."""
+    from parlance.training import loop
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        perf_counter = monotonic
+
+    clock, original = Clock(), Trainer.step
+
+    def step(self: Trainer, progress: float) -> dict[str, float]:
+        clock.now += 1.0
+        return original(self, progress)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(pretraining, "time", clock)
+    result = run("base", Budget(seconds=40.0))
+    prediction = result.prediction
+    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
+    assert prediction["planned_x"] == prediction["reached_x"] == 15 * 64
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [2, 4, 9, 14], ids=["first pilot", "second pilot", "run", "late in the run"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch, stop):
+    """12 steps; the pilots take steps 1 to 2 and 3 to 8 of the process, the run the twelve behind them."""
+    config = SMALL.model_copy(update={"pilot_share": 0.5})
+    whole = run("whole", Budget(steps=12), config)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, stop)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=12), config)
+    trained = []
+    original = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, progress: trained.append(progress) or original(self, progress))
+    resumed = run("stopped", Budget(steps=12), config, resume=True)
+    # What was done is not done again: pilots that were finished, and the steps before the stop.
+    assert len(trained) == (8 + 12 if stop <= 8 else 8 + 12 - stop)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+    assert resumed.prediction == whole.prediction
+    assert (resumed.tokens, resumed.choices) == (whole.tokens, whole.choices)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+def test_a_run_may_be_killed_again_and_again(run, monkeypatch):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    whole = run("whole", Budget(steps=9), quick)
+    for attempt in range(4):
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, 2)
+            with pytest.raises(Interrupted):
+                run("stopped", Budget(steps=9), quick, resume=attempt > 0)
+    resumed = run("stopped", Budget(steps=9), quick, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+
+
+def test_a_new_run_in_the_same_folder_forgets_the_old_one(run, monkeypatch):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            run("base", Budget(steps=5), quick, seed=8)
+    again, fresh = run("base", Budget(steps=5), quick), run("fresh", Budget(steps=5), quick)
+    torch.testing.assert_close(again.model.state_dict(), fresh.model.state_dict(), atol=0, rtol=0)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+def test_larger_budgets_get_larger_models(splits, monkeypatch):
+    """With a speed that falls with the size as a nanosecond a parameter, the right rung is known by hand."""
+    monkeypatch.setattr(pretraining, "seconds_per_token", lambda model, _batch: model.config.matrix_parameters() * 1e-9)
+    monkeypatch.setattr(pretraining, "_fresh", lambda config, _seed, _device: SimpleNamespace(config=config))
+    chosen = []
+    for seconds in (1e-3, 1.0, 100.0, 1e4, 1e9):
+        config, reason = choose_shape(splits[0], PretrainingConfig(context_length=32, batch_size=2), 260, seconds, CPU)
+        rung = (config.layers, config.width)
+        # tokens / N = seconds / (N^2 * 1e-9) must be at least 0.5.
+        fitting = [
+            (layers, width)
+            for layers, width in LADDER
+            if seconds / (shape(layers, width, 260, SMALL).matrix_parameters() ** 2 * 1e-9) >= 0.5
+        ]
+        assert rung == (fitting[-1] if fitting else LADDER[0])
+        assert f"{config.layers} layers of width {config.width}" in reason
+        chosen.append(LADDER.index(rung))
+    assert chosen == sorted(chosen)
+    assert len(set(chosen)) >= 4
+    assert chosen[0] == 0
+    assert chosen[-1] == len(LADDER) - 1
+
+
+def test_measuring_stops_at_the_first_size_that_is_too_slow(splits, monkeypatch):
+    measured = []
+
+    def slow(model, _batch) -> float:
+        measured.append(model.config.layers)
+        return 1.0
+
+    monkeypatch.setattr(pretraining, "seconds_per_token", slow)
+    config, _ = choose_shape(splits[0], PretrainingConfig(context_length=32), 260, 10.0, CPU)
+    assert (config.layers, measured) == (1, [1, 2])
+
+
+def test_speed_is_positive_and_leaves_no_gradient(tiny_transformer, splits):
+    model, batch = tiny_transformer(), validation_batches(splits[1], SMALL, CPU)[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert 0 < seconds_per_token(model, batch) < 1
+    assert all(value.grad is None for value in model.parameters())
+    torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+
+
+def test_a_shape_has_heads_of_64():
+    config = shape(3, 192, 4096, PretrainingConfig(qk_norm=False, tie_embeddings=True, context_length=100))
+    assert (config.layers, config.width, config.heads, config.head_width) == (3, 192, 3, 64)
+    assert (config.vocab_size, config.context_length) == (4096, 100)
+    assert (config.qk_norm, config.tie_embeddings) == (False, True)
+
+
+# --- validation, continuing ------------------------------------------------------------------------------------------
+
+
+def test_validation_reads_the_split_in_order_and_each_target_once(splits):
+    _, validation = splits
+    batches = validation_batches(validation, SMALL, CPU)
+    count = (200 // 32) // 2 * 2
+    inputs = torch.cat([batch.inputs for batch in batches])
+    targets = torch.cat([batch.targets for batch in batches])
+    assert {tuple(batch.inputs.shape) for batch in batches} == {(2, 32)}
+    assert inputs.flatten().tolist() == validation.tokens[: count * 32].tolist()
+    assert targets.flatten().tolist() == validation.tokens[1 : count * 32 + 1].tolist()
+    # A split of one window, and one batch larger than the split.
+    few = SMALL.model_copy(update={"validation_tokens": 40, "batch_size": 8})
+    assert [tuple(batch.inputs.shape) for batch in validation_batches(validation, few, CPU)] == [(1, 32)]
+
+
+def test_a_checkpoint_is_continued(run, tmp_path):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    first = run("first", Budget(steps=20), quick)
+    save_transformer(tmp_path / "saved", first.model, end_of_text=256, pad=257)
+    second = run(
+        "second", Budget(steps=1), quick.model_copy(update={"layers": None, "width": None}), initial=tmp_path / "saved"
+    )
+    assert second.model.config.width == 64
+    assert "which this run continues" in second.choices[0]
+    start = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert start < 0.8 * math.log(260)
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "message"),
+    [
+        ({"context_length": 100_000}, Budget(steps=1), "the training split has .* less than one context of 100000"),
+        ({"context_length": 1000}, Budget(steps=1), "the validation split has 305 tokens, less than one context"),
+        ({"layers": None}, Budget(steps=1), "set both layers and width, or neither"),
+        ({"layers": None, "width": None}, Budget(steps=1), "with a budget in steps, set the model's layers and width"),
+        ({"width": 100}, Budget(steps=1), "width 100 is not a multiple of 64"),
+        ({}, Budget(), "give a budget above zero in steps or in seconds"),
+    ],
+)
+def test_what_cannot_be_done_is_a_user_error(run, changes, budget, message):
+    with pytest.raises(UserError, match=message):
+        run("base", budget, SMALL.model_copy(update={"pilot_share": 0.0, **changes}))
