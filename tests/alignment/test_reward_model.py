@@ -16,8 +16,10 @@ from parlance.alignment.reward_model import (
     RankedExample,
     RewardModel,
     RewardModelConfig,
+    common_length,
     encode_rankings,
     load_reward_model,
+    packed_length,
     pairwise_objective,
     ranked_batch,
     response_tokens,
@@ -137,6 +139,43 @@ def test_equal_scores_are_half_right(model):
     terms = pairwise_objective(model, ranked_batch([RankedExample(sequences(6, 3), [(0, 1)])]))
     assert terms.metrics["accuracy"] == 0.5
     assert float(terms.loss_sum.detach()) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_what_sequences_share_is_read_once():
+    assert common_length([[1, 2, 3, 4], [1, 2, 5, 6]]) == 2
+    assert common_length([[1, 2, 3], [1, 2, 3]]) == 2  # each keeps one token of its own
+    assert common_length([[1, 2, 3, 4], [1, 2]]) == 1
+    assert common_length([[1], [1, 2]]) == 0
+    example = RankedExample([[1, 2, 3, 4], [1, 2, 5, 6, 7]], [(0, 1)])
+    assert packed_length(example) == 7
+    batch = ranked_batch([example])
+    assert batch.tokens[0, :7].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert batch.layout.positions[0, :7].tolist() == [0, 1, 2, 3, 2, 3, 4]
+    assert batch.ends.tolist() == [3, 6]
+    seen = [[place for place in range(7) if batch.layout.mask[0, row, place]] for row in range(7)]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5], [0, 1, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("shared", [0, 1, 12])
+def test_packed_scores_and_gradients_are_those_of_single_sequences(model, shared):
+    start = sequences(shared)[0]
+    examples = [
+        RankedExample([start + rest for rest in sequences(*lengths)], [(0, 1), (1, 2), (0, 2)])
+        for lengths in ((5, 9, 1), (20, 3, 30), (1, 1, 1))
+    ]
+    expected = torch.zeros(())
+    for example in examples:
+        scores = [model(torch.tensor([row]), torch.tensor([len(row)]))[0] for row in example.sequences]
+        for winner, loser in example.pairs:
+            expected = expected - torch.nn.functional.logsigmoid(scores[winner] - scores[loser]) / 3
+    expected.backward()
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters()}
+    model.zero_grad()
+    terms = pairwise_objective(model, ranked_batch(examples))
+    terms.loss_sum.backward()
+    torch.testing.assert_close(terms.loss_sum, expected, atol=1e-5, rtol=1e-5)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.grad, gradients[name], atol=1e-5, rtol=1e-4)
 
 
 def test_responses_are_read_up_to_the_end_of_their_turn(tiny_tokenizer):
@@ -271,6 +310,11 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, monkeypatch, sto
     resumed = run("stopped", Budget(steps=6), train, resume=True)
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
     assert resumed.model.mean == whole.model.mean
+
+
+def test_a_budget_in_time_ends_after_the_set_number_of_passes(run):
+    """20 rankings in batches of up to 2000 packed tokens are one batch; one pass is one step, long before 60 s."""
+    assert run("reward", Budget(seconds=60.0), rankings(20, seed=0)).steps == 1
 
 
 def test_nothing_to_learn_from_is_a_user_error(run):

@@ -65,6 +65,8 @@ def test_overrides_reach_nested_fields_and_leave_the_original():
         ("steps=1.5", "steps: input should be a valid integer"),
         ("inner=3", "inner: input should be a valid dictionary"),
         ("name=[1", "is not a YAML value"),
+        ("inner.rate=.inf", "inner.rate: input should be a finite number"),
+        ("inner.rate=.nan", "inner.rate: input should be a finite number"),
     ],
 )
 def test_a_wrong_override_is_a_user_error(assignment, message):

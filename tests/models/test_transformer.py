@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from parlance.core.errors import UserError
 from parlance.models.padding import MULTIPLE, pad_right
 from parlance.models.transformer import (
+    Layout,
     RMSNorm,
     Transformer,
     TransformerConfig,
@@ -99,6 +100,22 @@ def test_padding_on_the_right_does_not_reach_real_tokens(model, filler):
     for number, row in enumerate(rows):
         alone = model.hidden(torch.tensor([row]))[0]
         torch.testing.assert_close(padded[number, : len(row)], alone, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_layout_reads_several_continuations_of_one_beginning_at_once(model, dtype):
+    """A row holds a beginning of 9 tokens and two continuations of it, of 6 and 4, which do not see each other."""
+    model.compute_dtype = dtype
+    tokens = random_tokens(2, 19)
+    positions = torch.tensor([[*range(9), *range(9, 15), *range(9, 13)]] * 2)
+    part = torch.tensor([0] * 9 + [1] * 6 + [2] * 4)
+    mask = ((part == 0) | (part == part.unsqueeze(1))) & torch.ones(19, 19, dtype=torch.bool).tril()
+    together = model.hidden(tokens, layout=Layout(positions, mask.expand(2, 19, 19)))
+    first, second = model.hidden(tokens[:, :15]), model.hidden(torch.cat([tokens[:, :9], tokens[:, 15:]], 1))
+    tolerance = 2e-5 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(together[:, :15], first, atol=tolerance, rtol=1e-5)
+    torch.testing.assert_close(together[:, 15:], second[:, 9:], atol=tolerance, rtol=1e-5)
 
 
 @torch.inference_mode()

@@ -85,6 +85,9 @@ def test_half_written_states_are_no_states(states):
     shutil.copytree(states.folder / "step-00000003", states.folder / "step-00000004.partial")
     shutil.copytree(states.folder / "step-00000003", states.folder / "step-00000004.old.partial")
     assert states.latest()[0] == 3
+    # The next state clears them away.
+    states.save(5, {"x": torch.tensor([5])}, {})
+    assert names(states) == ["step-00000003", "step-00000005"]
 
 
 def test_discard_takes_the_states_and_leaves_the_rest(states):

@@ -109,6 +109,15 @@ def test_a_budget_in_seconds(loop, clock):
     assert body.progress == [0.0, 0.375, 0.75]
 
 
+def test_of_two_budgets_the_first_to_be_spent_ends_it(loop, clock):
+    body = Body(clock, 0.5)
+    result = loop(Budget(steps=4, seconds=100.0)).run(body)
+    assert (result.steps, body.progress) == (4, [0.0, 0.25, 0.5, 0.75])
+    body = Body(clock, 0.5)
+    result = loop(Budget(steps=100, seconds=2.0)).run(body)
+    assert (result.steps, body.progress) == (4, [0.0, 0.25, 0.5, 0.75])
+
+
 def test_validation_is_paid_from_the_budget(loop, clock):
     def validate() -> dict[str, float]:
         clock.now += 0.5
@@ -121,10 +130,10 @@ def test_validation_is_paid_from_the_budget(loop, clock):
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(), Budget(steps=0), Budget(seconds=-1.0), Budget(steps=1, seconds=1.0), Budget(steps=-3)]
+    "budget", [Budget(), Budget(steps=0), Budget(seconds=-1.0), Budget(steps=-3), Budget(steps=5, seconds=0.0)]
 )
-def test_a_budget_is_one_number_above_zero(loop, budget):
-    with pytest.raises(UserError, match="sft: give a budget above zero in steps or in seconds"):
+def test_a_budget_is_above_zero(loop, budget):
+    with pytest.raises(UserError, match="sft: give a budget above zero, in steps or in seconds"):
         loop(budget).run(Body())
 
 

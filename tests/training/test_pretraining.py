@@ -185,6 +185,19 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkey
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
+def test_a_run_in_bfloat16_resumes_exactly_too(run, monkeypatch):
+    monkeypatch.setattr(pretraining, "fast_bfloat16", lambda _device: True)
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    whole = run("whole", Budget(steps=6), quick)
+    assert whole.model.compute_dtype == torch.bfloat16
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 3)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=6), quick)
+    resumed = run("stopped", Budget(steps=6), quick, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+
+
 def test_a_run_may_be_killed_again_and_again(run, monkeypatch):
     quick = SMALL.model_copy(update={"pilot_share": 0.0})
     whole = run("whole", Budget(steps=9), quick)
@@ -298,7 +311,7 @@ def test_a_checkpoint_is_continued(run, tmp_path):
         ({"layers": None}, Budget(steps=1), "set both layers and width, or neither"),
         ({"layers": None, "width": None}, Budget(steps=1), "with a budget in steps, set the model's layers and width"),
         ({"width": 100}, Budget(steps=1), "width 100 is not a multiple of 64"),
-        ({}, Budget(), "give a budget above zero in steps or in seconds"),
+        ({}, Budget(), "give a budget above zero, in steps or in seconds"),
     ],
 )
 def test_what_cannot_be_done_is_a_user_error(run, changes, budget, message):

@@ -152,8 +152,8 @@ def packed_length(example: RankedExample) -> int:
 
 def ranked_batch(examples: Sequence[RankedExample]) -> RankedBatch:
     """One row an example."""
-    tokens, positions, segments = [], [], []
-    rows, ends, winners, losers, weights = [], [], [], [], []
+    tokens, positions, segments = list[list[int]](), list[list[int]](), list[list[int]]()
+    rows, ends, winners, losers, weights = list[int](), list[int](), list[int](), list[int](), list[float]()
     for row, example in enumerate(examples):
         shared = common_length(example.sequences)
         line, place, segment = list(example.sequences[0][:shared]), list(range(shared)), [0] * shared

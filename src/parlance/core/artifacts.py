@@ -33,6 +33,9 @@ def _os_errors(action: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if error.errno is None and reason.endswith("written"):
+            # How numpy reports a short write: "1000 requested and 512 written", without the cause.
+            reason = f"no space left on device? ({reason})"
         raise UserError(f"cannot {action} {path}: {reason[0].lower()}{reason[1:]}") from error
 
 
@@ -111,7 +114,8 @@ def read_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dic
             except (ValueError, RecursionError) as error:
                 if not skip_bad:
                     raise UserError(
-                        f"{path}, line {number}: not a JSON object ({error}); mend the line, or pass --skip-bad to leave such lines out"
+                        f"{path}, line {number}: not a JSON object ({error}); mend the line, or pass --skip-bad"
+                        " to leave such lines out"
                     ) from error
                 record = {}
             yield number, record

@@ -324,9 +324,12 @@ class Transformer(nn.Module):
     def hidden(self, tokens: Tensor, state: KeyValueCache | None = None, layout: "Layout | None" = None) -> Tensor:
         """Final normalised activations (B, T, D) of tokens (B, T); extends `state` in place when one is given.
 
+        Tokens may be anywhere; the activations are where the weights are.
+
         Without a state, rows of unequal length may be padded on the right: attention is causal, so padding never
         reaches a real token. A `layout` (without a state) says otherwise where tokens stand and what they see.
         """
+        tokens = tokens.to(self.device)
         B, T = tokens.shape
         x = F.embedding(tokens, self.embed_tokens.weight.to(self.compute_dtype))
         slots, mask = None, None

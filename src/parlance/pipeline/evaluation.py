@@ -197,7 +197,7 @@ def compare_policies(
     samples = _samples(run, tokenizer, rows, outputs[0.0], device)
     if not recipe.aligns:
         return None, samples
-    judge = labeller.LABELLER if recipe.default_task else "the reward model (what PPO optimises; not an independent judge)"
+    judge = labeller.LABELLER if recipe.default_task else "the reward model, which PPO optimises: no independent judge"
     result = {"prompts": len(rows), "temperature": task.temperature, "labeller": judge}
     result |= _comparison(outputs[task.temperature], recipe)
     return result | {"greedy": _comparison(outputs[0.0], recipe)}, samples

@@ -15,6 +15,7 @@ import torch
 
 from parlance.core.artifacts import read_json, write_json
 from parlance.core.devices import environment, physical_cores, select_device
+from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
 from parlance.pipeline import stages
@@ -46,9 +47,14 @@ def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             write_json(out / "environment.json", environment())
             write_json(out / "run.json", {"command": command, "started": started})
-        for name in recipe.stages():
-            runner.stage(name)
-        return runner.conclude()
+        try:
+            for name in recipe.stages():
+                runner.stage(name)
+            return runner.conclude()
+        except UserError as error:
+            if isinstance(error.__cause__, OSError) and directory.path.is_dir():
+                raise UserError(f"{error}; once that is mended, go on with --resume") from error.__cause__
+            raise
 
 
 class _Runner:
@@ -92,10 +98,14 @@ class _Runner:
         file = self.path / FOLDERS[stage] / "training" / "clock.json"
         if file.exists():
             return Budget.model_validate(read_json(file)["budget"])
-        left = (self.recipe.budget_seconds or 0.0) - self.directory.seconds()
-        budget = self.recipe.stage_budget(stage, left)
+        budget = self._share(stage)
         write_json(file, {"budget": budget.model_dump(), "started_at": self.directory.seconds()})
         return budget
+
+    def _share(self, stage: str) -> Budget:
+        """The stage's share of what is left of the run's budget now."""
+        left = (self.recipe.budget_seconds or 0.0) - self.directory.seconds()
+        return self.recipe.stage_budget(stage, left)
 
     def _resumes(self, stage: str) -> bool:
         return (self.path / FOLDERS[stage] / "training").exists()
@@ -168,7 +178,13 @@ class _Runner:
             stages.check_rankings(out / "train.jsonl", tokenizer, recipe.pretraining.context_length)
             return facts
         return stages.make_rankings(
-            self.path / "sft", self.path / "demonstrations", out, recipe.task, seed=recipe.seed, device=self.device
+            self.path / "sft",
+            self.path / "demonstrations",
+            out,
+            recipe.task,
+            seed=recipe.seed,
+            device=self.device,
+            seconds=None if recipe.budget_seconds is None else self._share("rankings").seconds,
         )
 
     def _reward(self, out: Path) -> dict[str, Any]:

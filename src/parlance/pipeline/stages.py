@@ -4,7 +4,9 @@ Every function returns a small dictionary of facts (for the summary) and raises 
 complete when the function returns; what a killed process left is replaced or resumed by the next call.
 """
 
+import hashlib
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,8 @@ from parlance.training.rates import parameter_groups
 
 SAMPLING_BATCH = 64
 """Sequences generated at once."""
+RANKING_CHUNK = 256
+"""Prompts whose responses are sampled before the clock is looked at again."""
 
 
 def open_transformer(folder: Path, device: torch.device) -> Transformer:
@@ -343,38 +347,74 @@ def response_text(tokenizer: Tokenizer, response: Response) -> str:
 
 
 def make_rankings(
-    model_folder: Path, demonstrations: Path, out: Path, task: TaskConfig, *, seed: int, device: torch.device
+    model_folder: Path,
+    demonstrations: Path,
+    out: Path,
+    task: TaskConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """K sampled responses a prompt, ranked by the simulated labeller: train.jsonl and (test prompts) test.jsonl."""
+    """K sampled responses a prompt, ranked by the simulated labeller: test.jsonl (held-out prompts) and train.jsonl.
+
+    With `seconds`, training prompts stop being sampled after that time, at the end of a chunk.
+    """
     tokenizer, model = Tokenizer.load(model_folder), open_transformer(model_folder, device)
+    started = time.monotonic()
     facts: dict[str, Any] = {"labeller": labeller.LABELLER}
     with atomic_directory(out) as folder:
-        for number, (split, limit) in enumerate((("train", task.ranked_prompts), ("test", task.heldout_prompts))):
+        for split, limit in (("test", task.heldout_prompts), ("train", task.ranked_prompts)):
             rows = select(read_demonstrations(demonstrations / f"{split}.jsonl"), limit, seed)
-            prompts = [prompt_tokens(tokenizer, row.messages[:-1]) for row in rows for _ in range(task.responses)]
-            sampling = SamplingConfig(max_tokens=task.max_tokens, temperature=task.temperature, seed=seed + number)
-            sampled = sample_responses(model, prompts, tokenizer, sampling, f"rankings {split}")
-            rankings = []
-            for index, row in enumerate(rows):
-                mine = sampled[index * task.responses : (index + 1) * task.responses]
-                texts = [response_text(tokenizer, response) for response in mine]
-                reference = row.messages[-1]["content"]
-                scores = [
-                    labeller.score(text, reference, response.ended).total
-                    for text, response in zip(texts, mine, strict=True)
-                ]
-                metadata = {
-                    "labeller": labeller.LABELLER,
-                    "scores": [round(score, 4) for score in scores],
-                    "ended": [response.ended for response in mine],
-                    **row.metadata,
-                }
-                rankings.append(
-                    Ranking(row.messages[0]["content"], texts, labeller.rank(scores, task.tie_margin), metadata)
+            rankings: list[Ranking] = []
+            for start in range(0, len(rows), RANKING_CHUNK):
+                late = seconds is not None and time.monotonic() - started > seconds
+                if late and split == "train" and rankings:
+                    break
+                sampling = SamplingConfig(
+                    max_tokens=task.max_tokens, temperature=task.temperature, seed=derived_seed(seed, split, start)
+                )
+                chunk = rows[start : start + RANKING_CHUNK]
+                rankings += rank_samples(
+                    model, tokenizer, chunk, task, sampling, f"{split} {start}-{start + len(chunk)}"
                 )
             write_rankings(folder / f"{split}.jsonl", rankings)
             facts[f"{split}_prompts"] = len(rankings)
     return facts
+
+
+def derived_seed(seed: int, *parts: str | int) -> int:
+    """A seed of its own for each named use of the run's seed."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4])
+
+
+def rank_samples(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    rows: Sequence[Demonstration],
+    task: TaskConfig,
+    sampling: SamplingConfig,
+    label: str,
+) -> list[Ranking]:
+    """Sample K responses to each demonstration's prompt and rank them by the simulated labeller."""
+    prompts = [prompt_tokens(tokenizer, row.messages[:-1]) for row in rows for _ in range(task.responses)]
+    sampled = sample_responses(model, prompts, tokenizer, sampling, label)
+    rankings = []
+    for index, row in enumerate(rows):
+        mine = sampled[index * task.responses : (index + 1) * task.responses]
+        texts = [response_text(tokenizer, response) for response in mine]
+        scores = [
+            labeller.score(text, row.messages[-1]["content"], response.ended).total
+            for text, response in zip(texts, mine, strict=True)
+        ]
+        metadata = {
+            "labeller": labeller.LABELLER,
+            "scores": [round(score, 4) for score in scores],
+            "ended": [response.ended for response in mine],
+            **row.metadata,
+        }
+        rankings.append(Ranking(row.messages[0]["content"], texts, labeller.rank(scores, task.tie_margin), metadata))
+    return rankings
 
 
 def select(rows: Sequence[Any], limit: int, seed: int) -> list[Any]:

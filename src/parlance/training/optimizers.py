@@ -43,8 +43,9 @@ class ParameterGroup:
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tensor:
-    """The nearly orthogonal factor of each matrix: U S V^T with all of S between 0.85 and 1.15, where the singular value
-    decomposition of the matrix is U S' V^T. Values of S' below a thousandth of the matrix's norm are still smaller in S.
+    """The nearly orthogonal factor of each matrix: U S V^T with S between 0.85 and 1.15, where the matrix is U S' V^T.
+
+    Singular values S' below a thousandth of the matrix's norm come out smaller than that.
 
     `matrices` is (N, rows, columns); the result has the same shape and dtype. The products run in `dtype`.
     """

@@ -237,7 +237,7 @@ def pretrain(
     main = budget
     if budget.seconds is not None:
         # Choosing, compiling and the pilots are paid from the same budget.
-        main = Budget(seconds=max(1.0, budget.seconds - plan["spent"]))
+        main = Budget(steps=budget.steps, seconds=max(1.0, budget.seconds - plan["spent"]))
     trainer, seconds = run("pretrain", main, TrainingStates(folder / "training"), metrics, resume=resume)
     if plan["prediction"] is not None:
         plan["prediction"]["reached_loss"] = validate()["validation_loss"]
