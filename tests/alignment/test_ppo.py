@@ -206,8 +206,14 @@ def test_gradients_do_not_depend_on_the_micro_batches(trainer, monkeypatch):
     """One minibatch of everything, cut into micro-batches in different ways, gives the same gradient."""
     found = []
     for tokens in (1, 24, 10_000):
-        config = QUICK.model_copy(update={"micro_batch_tokens": tokens, "minibatches": 1, "epochs": 1})
-        it = trainer(config=config)
+        sizes = {"micro_batch_tokens": tokens, "minibatches": 1, "epochs": 1, "batch_size": 6}
+        lengths = []
+
+        def reward(chosen, given, lengths=lengths):
+            lengths.extend(len(response.tokens) for response in given)
+            return length_reward(chosen, given)
+
+        it = trainer(reward, config=QUICK.model_copy(update=sizes), stop=frozenset({0, 1, END}))
         with monkeypatch.context() as patch:
             gradients = []
             patch.setattr(
@@ -216,6 +222,7 @@ def test_gradients_do_not_depend_on_the_micro_batches(trainer, monkeypatch):
                 lambda _scale, it=it, out=gradients: out.extend(value.grad.clone() for value in it.policy.parameters()),
             )
             it.step(0.0)
+        assert len(set(lengths)) > 2
         found.append(gradients)
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(found[2], found[0], atol=1e-5, rtol=1e-3)

@@ -229,7 +229,8 @@ def test_larger_budgets_get_larger_models(splits, monkeypatch):
     monkeypatch.setattr(pretraining, "_fresh", lambda config, _seed, _device: SimpleNamespace(config=config))
     chosen = []
     for seconds in (1e-3, 1.0, 100.0, 1e4, 1e9):
-        config, reason = choose_shape(splits[0], PretrainingConfig(context_length=32, batch_size=2), 260, seconds, CPU)
+        half = PretrainingConfig(context_length=32, batch_size=2, tokens_per_parameter=0.5)
+        config, reason = choose_shape(splits[0], half, 260, seconds, CPU)
         rung = (config.layers, config.width)
         # tokens / N = seconds / (N^2 * 1e-9) must be at least 0.5.
         fitting = [

@@ -54,7 +54,7 @@ class PretrainingConfig(Config):
     """Share the embedding with the output head."""
     batch_size: int = Field(default=8, ge=1)
     """Windows a step."""
-    tokens_per_parameter: float = Field(default=0.5, gt=0)
+    tokens_per_parameter: float = Field(default=0.2, gt=0)
     """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
     pilot_share: float = Field(default=0.08, ge=0, le=0.5)
     """Share of the budget for the longer pilot; the shorter takes a quarter of that. 0: no pilots, no prediction."""
@@ -229,7 +229,7 @@ def pretrain(
 
     if not plan_file.exists() or not resume:
         if config.pilot_share > 0:
-            plan["prediction"] = _pilots(run, validate, model, start, folder, config, budget)
+            plan["prediction"] = _pilots(run, validate, model, start, folder, config, budget, started)
             say(_announcement(plan["prediction"]))
         plan["spent"] = time.monotonic() - started
         write_json(plan_file, plan)
@@ -274,6 +274,7 @@ def _pilots(
     folder: Path,
     config: PretrainingConfig,
     budget: Budget,
+    started: float,
 ) -> dict[str, Any] | None:
     """Train two short runs to the end of their schedule and extrapolate their validation loss to the whole budget.
 
@@ -282,14 +283,12 @@ def _pilots(
     share = config.pilot_share
     if budget.seconds is not None:
         parts = [Budget(seconds=budget.seconds * share / 4), Budget(seconds=budget.seconds * share)]
-        # The pilots themselves are paid from the same budget.
-        relative = 1.0 / share * (1.0 - 1.25 * share)
     else:
         assert budget.steps is not None
         short, long = max(1, round(budget.steps * share / 4)), max(2, round(budget.steps * share))
         if long >= budget.steps:
             return None
-        parts, relative = [Budget(steps=short), Budget(steps=long)], budget.steps / long
+        parts = [Budget(steps=short), Budget(steps=long)]
     points = []
     for part in parts:
         _copy(start(), model)
@@ -299,8 +298,12 @@ def _pilots(
         states.clear()
     if points[0]["x"] == points[1]["x"]:
         return None
-    # The budget in tokens: what the longer pilot did, as often as the main run is longer.
-    whole = points[-1]["x"] * relative
+    # The main run's tokens: what the longer pilot did, as often as what is left of the budget is longer.
+    if budget.seconds is not None:
+        left = max(1.0, budget.seconds - (time.monotonic() - started))
+        whole = points[-1]["x"] * left / (budget.seconds * share)
+    else:
+        whole = points[-1]["x"] * (budget.steps or 0) / (parts[-1].steps or 1)
     law = fit_power_law([float(point["x"]) for point in points], [point["loss"] for point in points])
     predicted = law.predict_with_interval(whole)
     return {
