@@ -91,16 +91,17 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_pilots_predict_and_the_run_reaches(run, splits, tmp_path, capsys):
-    result = run("base", Budget(steps=40))
+    result = run("base", Budget(steps=40), SMALL.model_copy(update={"pilot_share": 0.33}))
     prediction = result.prediction
-    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
-    assert prediction["planned_x"] == prediction["reached_x"] == result.tokens == 40 * 64
+    assert [point["x"] for point in prediction["pilot"]] == [3 * 64, 13 * 64]
+    assert prediction["planned_x"] == pytest.approx(40 * 64)
+    assert prediction["reached_x"] == result.tokens == 40 * 64
     assert prediction["low"] < prediction["predicted_loss"] < prediction["high"]
     first, second = (point["loss"] for point in prediction["pilot"])
     assert math.log(260) > first > second > prediction["reached_loss"]
-    exponent = math.log(first / second) / math.log(4)
+    exponent = math.log(first / second) / math.log(13 / 3)
     assert prediction["law"]["b"] == pytest.approx(exponent)
-    assert prediction["predicted_loss"] == pytest.approx(second * 2**-exponent)
+    assert prediction["predicted_loss"] == pytest.approx(second * (40 / 13) ** -exponent)
     assert result.choices == ["1 layers of width 64: as asked"]
     assert not result.compiled
     told = capsys.readouterr().err
