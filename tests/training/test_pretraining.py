@@ -15,7 +15,7 @@ from parlance.core.errors import Interrupted, UserError
 from parlance.core.metrics import MetricsLog
 from parlance.models.checkpoints import save_transformer
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
-from parlance.training import pretraining
+from parlance.training import loop, pretraining
 from parlance.training.loop import Budget
 from parlance.training.objectives import mean_loss
 from parlance.training.pretraining import (
@@ -135,9 +135,9 @@ def test_a_budget_too_small_for_two_pilots_goes_without_a_prediction(run, steps,
         assert "no prediction: the budget is too small for two pilots" in capsys.readouterr().err
 
 
-def test_a_budget_in_seconds_pays_for_its_pilots(run, monkeypatch):
-    """With a clock that moves one second a step, 40 seconds are 5 + 20 steps of pilots and 15 of the run."""
-    from parlance.training import loop
+@pytest.fixture
+def step_seconds(monkeypatch):
+    """A function that sets how long a step takes on a clock that nothing else moves."""
 
     class Clock:
         now = 0.0
@@ -145,21 +145,50 @@ def test_a_budget_in_seconds_pays_for_its_pilots(run, monkeypatch):
         def monotonic(self) -> float:
             return self.now
 
-        perf_counter = monotonic
-
-    clock, original = Clock(), Trainer.step
+    clock, original, length = Clock(), Trainer.step, [1.0]
 
     def step(self: Trainer, progress: float) -> dict[str, float]:
-        clock.now += 1.0
+        clock.now += length[0]
         return original(self, progress)
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(pretraining, "time", clock)
-    result = run("base", Budget(seconds=40.0))
-    prediction = result.prediction
+    return lambda seconds: length.__setitem__(0, seconds)
+
+
+def test_a_budget_in_seconds_pays_for_its_pilots(run, step_seconds):
+    """At one second a step, 40 seconds are 5 and 20 steps of pilots and 15 of the run."""
+    step_seconds(1.0)
+    prediction = run("base", Budget(seconds=40.0)).prediction
     assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
     assert prediction["planned_x"] == prediction["reached_x"] == 15 * 64
+
+
+def test_steps_too_slow_for_two_different_pilots_go_without_a_prediction(run, step_seconds, capsys):
+    step_seconds(30.0)
+    result = run("base", Budget(seconds=40.0))
+    assert (result.prediction, result.tokens) == (None, 64)
+    assert "no prediction" in capsys.readouterr().err
+
+
+def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seconds, monkeypatch):
+    step_seconds(1.0)
+    monkeypatch.setattr(
+        pretraining, "seconds_per_token", lambda model, _batch: model.config.matrix_parameters() * 2e-11
+    )
+    free = SMALL.model_copy(update={"layers": None, "width": None, "pilot_share": 0.0, "tokens_per_parameter": 0.5})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            run("base", Budget(seconds=3.0), free)
+    # A resumed run keeps the size, even where the machine is slower now.
+    monkeypatch.setattr(pretraining, "seconds_per_token", lambda _model, _batch: 1e9)
+    result = run("base", Budget(seconds=3.0), free, resume=True)
+    fitting = [rung for rung in LADDER if 3.0 / (shape(*rung, 260, SMALL).matrix_parameters() ** 2 * 2e-11) >= 0.5]
+    assert (result.model.config.layers, result.model.config.width) == fitting[-1] != LADDER[0]
+    assert result.tokens == 3 * 64
+    assert "tokens/s (measured)" in result.choices[0]
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class PPOConfig(Config):
     """Passes over each batch."""
     minibatches: int = Field(default=2, ge=1)
     """Optimizer steps a pass."""
-    micro_batch_tokens: int = Field(default=4096, ge=1)
+    micro_batch_tokens: int = Field(default=2048, ge=1)
     """Most padded tokens in one forward and backward pass."""
     max_tokens: int = Field(default=40, ge=1)
     """Longest response."""

@@ -42,7 +42,7 @@ from parlance.text.tokenizers import Tokenizer
 
 SAMPLES = 12
 """Prompts shown side by side: the first of the seeded order, not a choice."""
-MICRO_BATCH_TOKENS = 8192
+MICRO_BATCH_TOKENS = 2048
 
 
 def evaluate_run(run: Path, out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:

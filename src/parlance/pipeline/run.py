@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from parlance.core.artifacts import read_json, write_json
-from parlance.core.devices import environment, physical_cores, select_device
+from parlance.core.devices import environment, physical_cores, release_free_memory, select_device
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
@@ -85,6 +85,7 @@ class _Runner:
             before = self.directory.seconds()
             with EnergyMeter() as meter:
                 facts = self.work[name](self.path / folder)
+            release_free_memory()
             earlier = self.path / folder / "training" / "clock.json"
             if earlier.exists():
                 before = float(read_json(earlier)["started_at"])

@@ -27,7 +27,7 @@ from parlance.alignment.reward_model import (
     train_reward_model,
 )
 from parlance.core.artifacts import atomic_directory, write_json
-from parlance.core.devices import fast_bfloat16
+from parlance.core.devices import fast_bfloat16, release_free_memory
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import Progress, say
@@ -338,6 +338,7 @@ def sample_responses(
             batch = generate_batch(model, [prompts[index] for index in chosen], sampling, stop, generator)
             responses.update(zip(chosen, batch, strict=True))
             bar.update(len(chosen))
+    release_free_memory()
     return [responses[index] for index in range(len(prompts))]
 
 

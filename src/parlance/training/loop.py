@@ -14,12 +14,15 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from parlance.core.config import Config
+from parlance.core.devices import release_free_memory
 from parlance.core.errors import Interrupted, UserError
 from parlance.core.interrupts import stop_requests
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import Progress, say
 from parlance.training.checkpointing import TrainingStates
 
+RELEASE_SECONDS = 4.0
+"""Seconds between two times that freed memory is given back to the system."""
 CHECKPOINT_SECONDS = 30.0
 """Usual time between two resume states."""
 
@@ -96,7 +99,7 @@ class Loop:
         step, elapsed, validated, figures = self._start(body, resume)
         self.metrics.rewind(self.stage, step)
         start = time.monotonic() - elapsed
-        saved = logged = time.monotonic()
+        saved = logged = released = time.monotonic()
         by_steps = self.budget.steps is not None
         with (
             stop_requests() as stop,
@@ -124,6 +127,9 @@ class Loop:
                     self.metrics.write(self.stage, step, seconds=round(elapsed, 3), **figures)
                 shown = {name: figures[name] for name in SHOWN if name in figures}
                 bar.update(1 if by_steps else elapsed - before, **shown)
+                if now - released >= RELEASE_SECONDS:
+                    release_free_memory()
+                    released = now
                 if stop.requested or now - saved >= self.checkpoint_seconds:
                     tensors, info = body.capture()
                     done = {"elapsed": elapsed, "validated": validated, "last": figures, "body": info}
