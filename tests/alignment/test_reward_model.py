@@ -22,6 +22,7 @@ from parlance.alignment.reward_model import (
     packed_length,
     pairwise_objective,
     ranked_batch,
+    ranked_sequences,
     response_tokens,
     save_reward_model,
     train_reward_model,
@@ -189,6 +190,12 @@ def test_responses_are_read_up_to_the_end_of_their_turn(tiny_tokenizer):
     # The very tokens that PPO samples behind the generation prompt.
     assert tokens == [*opened, *b"ok", tiny_tokenizer.end_of_turn]
     assert response_tokens(tiny_tokenizer, "Hi", "ok") == response_tokens(tiny_tokenizer, prompt[:1], "ok")
+
+
+def test_a_response_that_was_cut_off_is_read_without_an_end(tiny_tokenizer):
+    ranking = Ranking("hi", ["yes", "yes"], [1, 2], {"ended": [True, False]})
+    whole, cut = ranked_sequences(tiny_tokenizer, ranking)
+    assert whole == [*cut, tiny_tokenizer.end_of_turn]
 
 
 def test_ties_and_long_responses_are_left_out(tiny_tokenizer):

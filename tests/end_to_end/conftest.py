@@ -2,13 +2,15 @@
 
 import ast
 import json
+import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEFAULT_RUN, OwnTexts, parlance
+from processes import DEFAULT_RUN, OwnTexts, parlance, two_cores
 
 MODULES = (
     *("argparse", "ast", "bisect", "calendar", "cmd", "colorsys", "configparser", "contextlib", "copy", "csv"),
@@ -58,10 +60,13 @@ def aligned_run(own: OwnTexts, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    """A run sets the number of PyTorch's threads; the tests after it shall not notice."""
+def _as_many_threads_as_the_processes() -> Iterator[None]:
+    """A command inside this process computes with as many threads as one outside; other tests do not notice."""
     import torch
 
-    before = torch.get_num_threads()
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0) if sys.platform == "linux" else None
+    two_cores()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)

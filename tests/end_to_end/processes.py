@@ -53,7 +53,7 @@ class OwnTexts:
         return [*self.run(), f"--demonstrations={self.demonstrations}", f"--preferences={self.preferences}"]
 
 
-def _two_cores() -> None:
+def two_cores() -> None:
     """Tiny matrices gain nothing from more, and equal bytes need equal numbers of threads."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
@@ -63,7 +63,7 @@ def parlance(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess
     """Run a command to its end."""
     command = [*PROGRAM, *map(str, words)]
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=_two_cores, check=False
+        command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=two_cores, check=False
     )
 
 
@@ -72,7 +72,7 @@ def started(words: Sequence[str | Path], log: Path) -> Iterator[subprocess.Popen
     """A running command whose standard error goes to `log`; it is killed where the block leaves it running."""
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*PROGRAM, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=_two_cores
+            [*PROGRAM, *map(str, words)], stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=two_cores
         )
         try:
             yield process

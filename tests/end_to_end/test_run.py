@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from processes import STEPS, OwnTexts, parlance
 
+from parlance.cli.main import main
+
 WEIGHTS = "model.safetensors"
 CHECKPOINTS = ("base", "sft", "reward", "policy")
 
@@ -83,23 +85,36 @@ def test_the_report_fetches_nothing(default_run: Path) -> None:
     assert "@import" not in page
 
 
-def test_the_run_directory_stands_for_its_most_advanced_model(default_run: Path, tmp_path: Path) -> None:
+def test_the_run_directory_stands_for_its_most_advanced_model(
+    default_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "module.py"
     file.write_text("def add(a, b):\n    return a + b\n")
     scores = {}
     for model in ("", "policy", "base", "ngram"):
-        done = parlance("score", default_run / model, file, "--json")
-        assert done.returncode == 0, done.stderr
-        scores[model] = json.loads(done.stdout.splitlines()[-1])
+        assert main(["score", str(default_run / model), str(file), "--json"]) == 0
+        scores[model] = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores[""]["nats"] == scores["policy"]["nats"] != scores["base"]["nats"]
     assert all(score["bytes"] == 32 and 0 < score["bits_per_byte"] < 20 for score in scores.values())
-    answer = parlance("chat", default_run, "--max-tokens=8", "--temperature=1", stdin=file.read_text())
+
+
+def test_chat_answers_what_is_piped_into_it(default_run: Path) -> None:
+    answer = parlance(
+        "chat", default_run, "--max-tokens=8", "--temperature=1", stdin="def add(a, b):\n    return a + b\n"
+    )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
-    texts = [parlance("generate", default_run / "base", "def dedent(", "--max-tokens=8") for _ in range(2)]
-    assert [done.returncode for done in texts] == [0, 0], texts[0].stderr
-    assert texts[0].stdout == texts[1].stdout
-    assert len(texts[0].stdout.strip()) > 0
+
+
+def test_generate_repeats_itself_with_the_same_seed(default_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(default_run / "base"), "def dedent(", "--max-tokens=12"]
+    outside = parlance(*words)
+    assert outside.returncode == 0, outside.stderr
+    assert main(words) == 0
+    assert capsys.readouterr().out == outside.stdout
+    assert len(outside.stdout.strip()) > 0
+    assert main([*words, "--seed=1"]) == 0
+    assert capsys.readouterr().out != outside.stdout
 
 
 def test_own_texts_alone_make_a_base_model(own: OwnTexts, tmp_path: Path) -> None:
@@ -112,7 +127,7 @@ def test_own_texts_alone_make_a_base_model(own: OwnTexts, tmp_path: Path) -> Non
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "PPO" not in page
     assert "simulated" not in page
-    assert parlance("generate", tmp_path / "run", "def f(", "--max-tokens=4").returncode == 0
+    assert main(["generate", str(tmp_path / "run"), "def f(", "--max-tokens=4"]) == 0
 
 
 def test_own_demonstrations_and_preferences_make_an_aligned_model(aligned_run: Path) -> None:

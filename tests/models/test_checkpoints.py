@@ -123,6 +123,17 @@ def test_we_open_a_checkpoint_of_transformers_with_its_logits(family, tied, dtyp
         torch.testing.assert_close(ours.forward(tokens(length))[0], logits(peer, tokens(length)), atol=1e-4, rtol=1e-4)
 
 
+def test_a_model_that_chats_stops_at_its_turn_s_end_in_transformers_too(tiny_transformer, tmp_path):
+    model = tiny_transformer()
+    prompt = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        first = int(model.forward(prompt)[0][0, -1].argmax())
+    save_transformer(tmp_path, model, end_of_text=1, pad=2, end_of_turn=first)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    written = opened.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False)
+    assert written[0].tolist() == [5, 6, 7, first]
+
+
 def test_older_files_have_rope_theta_at_the_top_level(saved):
     edit(saved, rope_parameters=None, rope_theta=777.0, head_dim=None, num_key_value_heads=None)
     config = transformer_config(saved)

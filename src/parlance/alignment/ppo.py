@@ -51,7 +51,7 @@ class PPOConfig(Config):
     epochs: int = Field(default=2, ge=1)
     """Passes over each batch."""
     minibatches: int = Field(default=2, ge=1)
-    """Optimizer steps a pass."""
+    """Optimizer steps a pass; fewer where the batch fits into fewer micro-batches, of which minibatches are made."""
     micro_batch_tokens: int = Field(default=2048, ge=1)
     """Most padded tokens in one forward and backward pass."""
     max_tokens: int = Field(default=40, ge=1)
@@ -73,7 +73,7 @@ class PPOConfig(Config):
     value_coefficient: float = Field(default=0.1, ge=0)
     """Weight of the value loss."""
     missing_end_score: float = -2.0
-    """Score of a response that never ends (the reward model's scores have mean 0 and deviation 1)."""
+    """Score of a response that never ends. (`make_policy` gives rewards mean 0 and deviation 1 at the start.)"""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of the budget over which the learning rate rises."""
     gradient_clip: float = Field(default=1.0, gt=0)
@@ -191,7 +191,11 @@ class PPOTrainer:
         # 1-2. Prompts and responses.
         if self._draws is None:
             self._draws = self._order(self._drawn)
+        # The few prompts left at an epoch's end are too few to whiten over; they have their turn in another epoch.
+        full = min(config.batch_size, len(self.prompts))
         chosen, self._drawn = next(self._draws)
+        while len(chosen) < full:
+            chosen, self._drawn = next(self._draws)
         prompts = [self.prompts[index] for index in chosen]
         responses = generate_batch(
             self.policy.transformer.inference_copy(), prompts, self.sampling, self.stop, self.generator

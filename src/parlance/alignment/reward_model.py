@@ -100,11 +100,21 @@ class RankedExample:
     """(winner, loser) places in `sequences`."""
 
 
-def response_tokens(tokenizer: Tokenizer, prompt: Prompt, response: str) -> list[int]:
-    """Prompt and response as the chat template renders them, up to and including the end of the response's turn."""
+def response_tokens(tokenizer: Tokenizer, prompt: Prompt, response: str, ended: bool = True) -> list[int]:
+    """Prompt and response as the chat template renders them, with the end of the response's turn only if it `ended`."""
     messages = [*as_messages(prompt), {"role": "assistant", "content": response}]
     tokens, assistant = encode_chat(tokenizer, messages)
-    return tokens[: max(place for place, flag in enumerate(assistant) if flag) + 1]
+    end = max(place for place, flag in enumerate(assistant) if flag)
+    return tokens[: end + 1] if ended else tokens[:end]
+
+
+def ranked_sequences(tokenizer: Tokenizer, ranking: Ranking) -> list[list[int]]:
+    """The tokens of each response after its prompt; responses cut off by the sampler are told by the metadata."""
+    ended = ranking.metadata.get("ended", [True] * len(ranking.responses))
+    return [
+        response_tokens(tokenizer, ranking.prompt, response, end)
+        for response, end in zip(ranking.responses, ended, strict=True)
+    ]
 
 
 def encode_rankings(
@@ -113,7 +123,7 @@ def encode_rankings(
     """Examples with at least one pair, and how many rankings were left out (all tied, or too long)."""
     examples = []
     for ranking in rankings:
-        sequences = [response_tokens(tokenizer, ranking.prompt, response) for response in ranking.responses]
+        sequences = ranked_sequences(tokenizer, ranking)
         winners = pairs(ranking)
         if winners and max(map(len, sequences)) <= context_length:
             examples.append(RankedExample(sequences, winners))

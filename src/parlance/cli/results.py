@@ -72,7 +72,7 @@ def policies(run: RunFiles) -> RenderableType | None:
     found = run.get("evaluation/policy.json")
     rows = form.mapping(found.get("policies"))
     columns = [
-        ("labeller_score", "labeller", form.decimal),
+        ("labeller_score", "simulated labeller", form.decimal),
         ("reward_score", "reward", form.decimal),
         ("kl_to_sft", "KL to SFT", form.decimal),
         ("ended_share", "ended", form.percent),

@@ -25,7 +25,9 @@ from parlance.models.transformer import Transformer, TransformerConfig
 WEIGHTS = "model.safetensors"
 
 
-def hugging_face_config(config: TransformerConfig, *, end_of_text: int, pad: int) -> dict[str, Any]:
+def hugging_face_config(
+    config: TransformerConfig, *, end_of_text: int, pad: int, end_of_turn: int | None = None
+) -> dict[str, Any]:
     """`config.json` of a Transformer for `transformers`."""
     family = "Qwen3" if config.qk_norm else "Llama"
     return {
@@ -51,7 +53,7 @@ def hugging_face_config(config: TransformerConfig, *, end_of_text: int, pad: int
         "use_cache": True,
         "dtype": "float32",
         "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "eos_token_id": end_of_text if end_of_turn is None else [end_of_turn, end_of_text],
         "pad_token_id": pad,
     }
 
@@ -119,10 +121,14 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
     write_json(folder / "config.json", config)
 
 
-def save_transformer(folder: Path, model: Transformer, *, end_of_text: int, pad: int) -> None:
+def save_transformer(
+    folder: Path, model: Transformer, *, end_of_text: int, pad: int, end_of_turn: int | None = None
+) -> None:
     """Write a checkpoint folder that `transformers.AutoModelForCausalLM` opens."""
     write_checkpoint(
-        folder, hugging_face_config(model.config, end_of_text=end_of_text, pad=pad), transformer_tensors(model)
+        folder,
+        hugging_face_config(model.config, end_of_text=end_of_text, pad=pad, end_of_turn=end_of_turn),
+        transformer_tensors(model),
     )
 
 

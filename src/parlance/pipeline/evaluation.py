@@ -17,8 +17,9 @@ from parlance.alignment import labeller
 from parlance.alignment.ppo import pack_episodes, response_activations
 from parlance.alignment.ppo_math import exact_kl
 from parlance.alignment.preferences import Ranking, pairs, read_rankings
-from parlance.alignment.reward_model import RewardModel, response_tokens
+from parlance.alignment.reward_model import RewardModel, ranked_sequences
 from parlance.core.artifacts import atomic_directory, write_json
+from parlance.core.progress import say
 from parlance.evaluation.statistics import bootstrap_interval, distinct_ratio, pairwise_accuracy, win_rate
 from parlance.finetuning.demonstrations import Demonstration, read_demonstrations
 from parlance.inference.generation import Response
@@ -55,7 +56,7 @@ def evaluate_run(run: Path, out: Path, recipe: Recipe, device: torch.device) -> 
         if recipe.aligns:
             accuracy = reward_model_accuracy(run, recipe, device)
             write_json(folder / "reward_model.json", accuracy)
-            facts["reward_accuracy"] = accuracy["accuracy"]
+            facts["reward_accuracy"] = accuracy.get("accuracy")
         if recipe.instructs:
             policies, samples = compare_policies(run, recipe, device)
             write_json(folder / "samples.json", samples)
@@ -98,10 +99,14 @@ def language_modelling(run: Path, recipe: Recipe, device: torch.device) -> dict[
 def reward_model_accuracy(run: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Share of held-out pairs the reward model orders as the labeller does; intervals by bootstrap over prompts."""
     model, tokenizer = open_reward_model(run / "reward", device), Tokenizer.load(run / "reward")
-    rankings = read_rankings(run / "rankings" / "test.jsonl")
+    limit = recipe.pretraining.context_length
+    rankings = [
+        ranking
+        for ranking in read_rankings(run / "rankings" / "test.jsonl")
+        if max(map(len, ranked_sequences(tokenizer, ranking))) <= limit
+    ]
     ended = [ranking.metadata.get("ended", [True] * len(ranking.responses)) for ranking in rankings]
-    sequences = [response_tokens(tokenizer, r.prompt, text) for r in rankings for text in r.responses]
-    flat = iter(model.rewards([sequence[: recipe.pretraining.context_length] for sequence in sequences]))
+    flat = iter(model.rewards([tokens for ranking in rankings for tokens in ranked_sequences(tokenizer, ranking)]))
     scores = [[next(flat) for _ in ranking.responses] for ranking in rankings]
     length = [[labeller.length_only(text) for text in ranking.responses] for ranking in rankings]
     form = [
@@ -113,6 +118,11 @@ def reward_model_accuracy(run: Path, recipe: Recipe, device: torch.device) -> di
         "pairs": count,
         "prompts": len(rankings),
         "labeller": labeller.LABELLER if recipe.default_task else "rankings as given by the user",
+    }
+    if count == 0:
+        say("no held-out pair to measure the reward model on: its accuracy is left out")
+        return result
+    result |= {
         "accuracy": _accuracy(rankings, scores, recipe.seed),
         "baselines": {
             "length only": _accuracy(rankings, length, recipe.seed),
@@ -145,7 +155,7 @@ def _accuracy_by_gap(rankings: Sequence[Ranking], scores: Sequence[Sequence[floa
     gaps, _ = _margins(rankings, [ranking.metadata["scores"] for ranking in rankings])
     order = np.argsort(gaps, kind="stable")
     rows = []
-    for part in np.array_split(order, 3):
+    for part in np.array_split(order, min(3, len(order))):
         chosen = part.tolist()
         accuracy = pairwise_accuracy([margins[i] for i in chosen], groups=[groups[i] for i in chosen], seed=seed)
         low, high = float(gaps[chosen[0]]), float(gaps[chosen[-1]])
@@ -194,7 +204,7 @@ def compare_policies(
         }
         for temperature in (task.temperature, 0.0)
     }
-    samples = _samples(run, tokenizer, rows, outputs[0.0], device)
+    samples = _samples(run, tokenizer, rows, outputs[0.0], recipe, device)
     if not recipe.aligns:
         return None, samples
     judge = labeller.LABELLER if recipe.default_task else "the reward model, which PPO optimises: no independent judge"
@@ -264,14 +274,19 @@ def _comparison(outputs: dict[str, _Outputs], recipe: Recipe) -> dict[str, Any]:
 
 
 def _samples(
-    run: Path, tokenizer: Tokenizer, rows: Sequence[Demonstration], outputs: dict[str, _Outputs], device: torch.device
+    run: Path,
+    tokenizer: Tokenizer,
+    rows: Sequence[Demonstration],
+    outputs: dict[str, _Outputs],
+    recipe: Recipe,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """The first prompts of the seeded order with every model's greedy answer."""
     shown = rows[:SAMPLES]
     base = open_transformer(run / "base", device)
     prompts = [tokenizer.encode(base_prompt(row.messages[-2]["content"])) for row in shown]
-    sampling = SamplingConfig(max_tokens=40, temperature=0.0)
-    fits = [prompt[-(base.config.context_length - 40) :] for prompt in prompts]
+    sampling = SamplingConfig(max_tokens=recipe.task.max_tokens, temperature=0.0)
+    fits = [prompt[-(base.config.context_length - sampling.max_tokens) :] for prompt in prompts]
     continued = sample_responses(base, fits, tokenizer, sampling, "base samples")
     samples = []
     for index, (row, response) in enumerate(zip(shown, continued, strict=True)):
@@ -282,7 +297,9 @@ def _samples(
         }
         for name, output in outputs.items():
             sample[name] = output.texts[index]
-        sample["scores"] = {name: output.labels[index] for name, output in outputs.items()}
+        if recipe.default_task:
+            # The labeller's rule is about docstrings: it says nothing of answers to other prompts.
+            sample["scores"] = {name: output.labels[index] for name, output in outputs.items()}
         samples.append(sample)
     return samples
 

@@ -37,9 +37,9 @@ def alignment_charts(run: RunFiles) -> list[Chart]:
         ("reward", "Reward-model score", "mean score", "What PPO maximises: the reward model's opinion."),
         (
             "labeller_score",
-            "Labeller's score",
+            "Simulated labeller's score",
             "mean score",
-            "What it is meant to improve: the labeller's own opinion.",
+            "What it is meant to improve: the simulated labeller's own opinion.",
         ),
         ("kl", "Distance from the fine-tuned model", "KL (nats per sequence)", ""),
         ("response_tokens", "Length of the answers", "tokens per answer", ""),

@@ -109,7 +109,7 @@ def _policy_goals(run: RunFiles) -> list[Goal | None]:
         goal = f"above {form.decimal(before[0])} (fine-tuned)"
         # The fine-tuned score has its own interval: both ends count.
         verdict = _above(after, before[2] if before[2] is not None and after[0] > before[0] else before[0])
-        rows.append(Goal("Labeller's score after PPO", form.with_interval(after), goal, verdict))
+        rows.append(Goal("Simulated labeller's score after PPO", form.with_interval(after), goal, verdict))
     if rate:
         shown = form.with_interval(rate, "percent")
         rows.append(Goal("Wins against the fine-tuned model", shown, f"above {form.percent(0.5)}", _above(rate, 0.5)))

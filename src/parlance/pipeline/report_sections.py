@@ -238,7 +238,7 @@ def _policy_table(document: dict[str, Any], caption: str) -> Table | None:
     order: list[str] = [name for name in ("base", "sft", "ppo") if name in policies]
     order += [name for name in policies if name not in order]
     titles = {
-        "labeller_score": ("Labeller's score", "decimal"),
+        "labeller_score": ("Simulated labeller's score", "decimal"),
         "reward_score": ("Reward-model score", "decimal"),
         "kl_to_sft": ("KL to the fine-tuned model, nats per answer", "two decimals"),
         "ended_share": ("Answers that end by themselves", "percent"),

@@ -7,7 +7,6 @@ A finished stage is never repeated; an unfinished one is resumed. Kill it at any
 
 import datetime
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class _Runner:
         self.recipe, self.directory, self.path = recipe, directory, directory.path
         self.device = select_device(recipe.device)
         self.metrics = MetricsLog(self.path / METRICS)
-        self.work: dict[str, Callable[[Path], dict[str, Any]]] = {
+        self.work: dict[str, stages.Stage] = {
             "corpus": self._corpus,
             "tokenizer": self._tokenizer,
             "ngram": self._ngram,

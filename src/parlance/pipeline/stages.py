@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,8 +61,18 @@ from parlance.training.rates import parameter_groups
 
 SAMPLING_BATCH = 64
 """Sequences generated at once."""
+REFERENCE_PROMPTS = 256
+"""Prompts whose responses set the scale of PPO's reward (Ziegler et al. 2019 use as many)."""
 RANKING_CHUNK = 256
 """Prompts whose responses are sampled before the clock is looked at again."""
+
+
+class Stage(Protocol):
+    """A step of a recipe: from the artifacts of earlier stages to one folder, whole or not at all."""
+
+    def __call__(self, out: Path) -> dict[str, Any]:
+        """Make the folder `out`; returns facts for the summary."""
+        ...
 
 
 def open_transformer(folder: Path, device: torch.device) -> Transformer:
@@ -160,10 +170,12 @@ def make_base(
     }
 
 
-def _save(out: Path, model: Transformer, tokenizer: Tokenizer) -> None:
+def _save(out: Path, model: Transformer, tokenizer: Tokenizer, *, chats: bool = False) -> None:
     """The checkpoint's files. The resume states stay until the caller has marked the stage as done."""
     tokenizer.save(out)
-    save_transformer(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad)
+    # Other programs stop where these files say: a model that chats ends its turn, it does not end the text.
+    end_of_turn = tokenizer.end_of_turn if chats else None
+    save_transformer(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn)
 
 
 def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:
@@ -307,7 +319,7 @@ def make_instructed(
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
     )
-    _save(out, model, tokenizer)
+    _save(out, model, tokenizer, chats=True)
     return {
         "steps": result.steps,
         "seconds": result.seconds,
@@ -459,18 +471,24 @@ def make_reward(
     resume: bool,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
-    """Train the reward model on `rankings`/train.jsonl."""
+    """Train the reward model on `rankings`/train.jsonl, but for a twentieth that the curve of its loss is measured on.
+
+    `rankings`/test.jsonl is not looked at: it is for the evaluation.
+    """
     tokenizer = Tokenizer.load(model_folder)
+    ranked = read_rankings(rankings / "train.jsonl")
+    held_out = len(ranked) // 20
+    train, validation = ranked[held_out:], ranked[:held_out]
     result = train_reward_model(
         open_transformer(model_folder, device),
         tokenizer,
-        read_rankings(rankings / "train.jsonl"),
+        train,
         out,
         config,
         budget,
         metrics=metrics,
         seed=seed,
-        validation=read_rankings(rankings / "test.jsonl"),
+        validation=validation,
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
     )
@@ -501,6 +519,12 @@ def model_reward(model: RewardModel, prompts: Sequence[list[int]]) -> TokenRewar
     return reward
 
 
+def standardised(reward: TokenReward, references: Sequence[float]) -> TokenReward:
+    """`reward` less the mean of its values for reference responses, over their standard deviation (where not 0)."""
+    mean, deviation = float(np.mean(references)), float(np.std(references)) or 1.0
+    return lambda chosen, responses: [(value - mean) / deviation for value in reward(chosen, responses)]
+
+
 def text_reward(function: Reward, tokenizer: Tokenizer, texts: Sequence[str]) -> TokenReward:
     """A Python function of prompts and responses as PPO's reward."""
 
@@ -527,6 +551,8 @@ def make_policy(
 ) -> dict[str, Any]:
     """Optimise the instructed model against a reward with PPO.
 
+    The reward is standardised to mean 0 and deviation 1 over sampled responses of the model as it is before, so that
+    the KL coefficient and the score of a response that never ends mean the same for every reward.
     `prompts_file` holds demonstrations (their prompts are used). With `score_labeller`, the simulated labeller's score
     of the sampled responses is logged; it is never seen by the policy or the reward model.
     """
@@ -541,9 +567,17 @@ def make_policy(
         raise UserError(f"no prompt of {prompts_file} leaves room for {config.ppo.max_tokens} tokens in the context")
     prompts, rows = [prompts[index] for index in kept], [rows[index] for index in kept]
     if isinstance(reward, Path):
-        token_reward = model_reward(open_reward_model(reward, device), prompts)
+        raw_reward = model_reward(open_reward_model(reward, device), prompts)
     else:
-        token_reward = text_reward(reward, tokenizer, [row.messages[-2]["content"] for row in rows])
+        raw_reward = text_reward(reward, tokenizer, [row.messages[-2]["content"] for row in rows])
+    chosen = select(range(len(prompts)), REFERENCE_PROMPTS, seed)
+    sampling = SamplingConfig(
+        max_tokens=config.ppo.max_tokens,
+        temperature=config.ppo.temperature,
+        seed=derived_seed(seed, "reference"),
+    )
+    sampled = sample_responses(reference, [prompts[index] for index in chosen], tokenizer, sampling, "reference")
+    token_reward = standardised(raw_reward, raw_reward(chosen, sampled))
 
     def observe(chosen: list[int], responses: list[Response]) -> dict[str, float]:
         texts = [response_text(tokenizer, response) for response in responses]
@@ -562,5 +596,5 @@ def make_policy(
     states = TrainingStates(out / "training")
     loop = Loop("ppo", budget, states, metrics, checkpoint_seconds=checkpoint_seconds, log_seconds=0.0)
     result = loop.run(trainer, resume=resume)
-    _save(out, policy.transformer, tokenizer)
+    _save(out, policy.transformer, tokenizer, chats=True)
     return {"updates": result.steps, "episodes": trainer.episodes, "seconds": result.seconds, "last": result.last}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.core.progress import say
-from parlance.training.objectives import LossTerms
+from parlance.training.objectives import Objective
 from parlance.training.optimizers import Optimizer, clip_gradients
 from parlance.training.schedules import trapezoid
 
@@ -48,7 +48,7 @@ class Trainer(Generic[ModelT, BatchT]):
     def __init__(
         self,
         model: ModelT,
-        objective: Callable[[ModelT, BatchT], LossTerms],
+        objective: Objective[ModelT, BatchT],
         batches: Callable[[Any], Iterator[tuple[BatchT, Any]]],
         optimizer: Optimizer,
         config: TrainingConfig,
