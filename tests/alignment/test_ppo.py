@@ -245,7 +245,7 @@ def test_observed_figures_are_added(trainer):
 def test_an_adaptive_coefficient_moves_towards_its_target(trainer):
     it = trainer(config=QUICK.model_copy(update={"kl_target": 3.0, "batch_size": 6}))
     # The divergence begins at 0, below the target, so divergence gets cheaper: by 20 % times 6 episodes in 10 000.
-    assert it.step(0.0)["kl_coefficient"] == pytest.approx(0.05 * (1 - 0.2 * 6 / 10_000), rel=1e-6)
+    assert it.step(0.0)["kl_coefficient"] == pytest.approx(QUICK.kl_coefficient * (1 - 0.2 * 6 / 10_000), rel=1e-6)
 
 
 # --- order, state ----------------------------------------------------------------------------------------------------

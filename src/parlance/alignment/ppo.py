@@ -58,7 +58,7 @@ class PPOConfig(Config):
     """Longest response."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the sampling; log-probabilities are taken at the same temperature."""
-    kl_coefficient: float = Field(default=0.05, ge=0)
+    kl_coefficient: float = Field(default=0.12, ge=0)
     """beta: price of one nat of divergence from the reference."""
     kl_target: float | None = Field(default=None, gt=0)
     """Where set, beta adapts so that the KL per response (nats) stays near it."""
