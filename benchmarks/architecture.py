@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from parlance.core.devices import physical_cores, select_device
+from parlance.core.devices import select_device, usable_cores
 from parlance.core.metrics import MetricsLog
 from parlance.text.token_dataset import TokenDataset
 from parlance.training.loop import Budget
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--width", type=int, default=320)
     arguments = parser.parse_args()
-    torch.set_num_threads(physical_cores())
+    torch.set_num_threads(usable_cores())
     device = select_device("cpu")
     train = TokenDataset.open(arguments.run / "tokens", "train")
     validation = TokenDataset.open(arguments.run / "tokens", "validation")

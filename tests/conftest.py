@@ -9,6 +9,8 @@ import pytest
 
 # Tiny matrices: more threads only cost time, and exact results need their number fixed. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests of whole runs use two; where other programs run too, threads that spin as they wait are many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from parlance.models.transformer import Transformer

@@ -253,3 +253,21 @@ def test_recipes_from_options(tmp_path: Path) -> None:
 def test_a_missing_step_count_is_named_only_where_the_run_has_the_stage() -> None:
     with pytest.raises(UserError, match="needs steps for reward too"):
         recipe(sources=["a.txt"], preferences=Path("p.jsonl"), steps="pretrain=1,sft=1,ppo=1")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("top-p", "0"), ("top-p", "2"), ("temperature", "1e-40"), ("temperature", "nan"), ("seed", str(2**70))],
+)
+def test_settings_of_sampling_that_make_no_sense(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, value: str
+) -> None:
+    said = fails(capsys, "generate", tmp_path, "x", f"--{option}", value)
+    assert option in said.replace("_", "-")
+
+
+def test_a_corpus_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--steps", "1", "--out", tmp_path / "out"]
+    said = fails(capsys, "pretrain", tmp_path / "nothing", *words)
+    assert f"there is no folder {tmp_path / 'nothing'}; make a corpus with" in said
+    assert not (tmp_path / "out").exists()

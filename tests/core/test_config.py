@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parlance.core.config import Config, override, parse_config, parse_duration
+from parlance.core.config import Config, differences, override, parse_config, parse_duration
 from parlance.core.errors import UserError
 
 
@@ -97,3 +97,9 @@ def test_no_time_at_all(text):
 @given(hours=st.integers(0, 99), minutes=st.integers(0, 99), seconds=st.integers(1, 99))
 def test_durations_add_up(hours, minutes, seconds):
     assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
+
+
+def test_differences_name_every_field():
+    old, new = {"a": 1, "b": {"c": 2, "d": 3}, "e": None}, {"a": 2, "b": {"c": 2, "d": 4}, "e": {"x": 1}}
+    assert differences(old, new) == ["a", "b.d", "e"]
+    assert differences(old, old) == []

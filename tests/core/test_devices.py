@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from parlance.core.devices import environment, fast_bfloat16, peak_memory_bytes, physical_cores, select_device
+from parlance.core.devices import environment, fast_bfloat16, peak_memory_bytes, select_device, usable_cores
 from parlance.core.errors import UserError
 
 
@@ -36,8 +36,17 @@ def test_only_devices_known_to_be_fast_compute_in_bfloat16(monkeypatch):
 
 def test_the_environment_is_json_and_plausible():
     facts = json.loads(json.dumps(environment()))
-    assert facts["cores"] == physical_cores() >= 1
+    assert facts["cores"] >= 1
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["memory_bytes"] > 2**28
     block = bytearray(64 << 20)
     assert peak_memory_bytes() > len(block)
+
+
+def test_threads_are_those_the_user_asked_for_or_all_cores(monkeypatch):
+    for text, expected in (("3", 3), ("64,2", 64)):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert usable_cores() == expected
+    for text in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert usable_cores() == environment()["cores"]

@@ -155,7 +155,7 @@ DEMONSTRATION = '{"prompt": "question %d", "completion": "answer"}'
         ([], "has no usable demonstrations"),
         ([DEMONSTRATION % 1] * 2, "gives 2 demonstrations; give at least 3"),
         (
-            ['{"prompt": "%s", "completion": "a"}' % ("many words " * 500)] * 5,
+            [json.dumps({"prompt": f"{number} " + "many words " * 500, "completion": "a"}) for number in range(5)],
             "training demonstrations fits the context of 128 tokens; shorten them or set a larger",
         ),
     ],

@@ -181,3 +181,10 @@ def test_loading_takes_the_devices_fast_precision(folder, monkeypatch):
         assert not any(parameter.requires_grad for parameter in parameters)
         assert opened.folder == folder
         assert opened.generate("a", SamplingConfig(max_tokens=3)) is not None
+
+
+def test_a_reward_model_is_called_one(folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("ForCausalLM", "ForSequenceClassification"))
+    with pytest.raises(UserError, match=r"is a reward model: it scores answers .* `parlance align --reward`"):
+        load(folder, "cpu")

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parlance.core.config import parse_config
+from parlance.core.errors import UserError
 from parlance.inference.sampling import SamplingConfig, filtered_logits, sample
 
 small_logits = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=7, unique=True)
@@ -96,3 +98,26 @@ def test_the_same_seed_draws_the_same():
     logits = torch.zeros(100, 50)
     draws = [sample(logits, SamplingConfig(), torch.Generator().manual_seed(seed)).tolist() for seed in (3, 3, 4)]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_the_most_probable_token_stays_however_small_p_is():
+    logits = filtered_logits(torch.tensor([[1.0, 3.0, 2.0]]), 1.0, 0, 0.0)
+    assert logits.isfinite().tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"temperature": 1e-40},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"max_tokens": 0},
+        {"seed": 2**63},
+        {"seed": -1},
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        parse_config(SamplingConfig, wrong, where="options")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parlance.pipeline.stages import derived_seed, divide, fit_source, standardised
+from parlance.pipeline.stages import derived_seed, fit_source, standardised
 
 
 def test_a_standardised_reward_has_mean_zero_and_deviation_one_on_its_references():
@@ -36,10 +36,3 @@ def test_seeds_of_different_uses_differ_and_repeat():
     assert len(set(seeds)) == 4
     assert seeds[0] == derived_seed(0, "test", 0)
     assert all(0 <= seed < 2**32 for seed in seeds)
-
-
-@pytest.mark.parametrize("count", [3, 10, 100])
-def test_dividing_keeps_every_row_once(count):
-    parts = divide(list(range(count)), seed=0)
-    assert sorted(row for part in parts.values() for row in part) == list(range(count))
-    assert all(parts.values())

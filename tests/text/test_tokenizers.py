@@ -215,3 +215,25 @@ def test_tokenizers_of_another_kind_are_refused(tmp_path: Path) -> None:
     Backend(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="not a byte-level tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_kill_between_the_files_leaves_no_tokenizer(
+    byte_level: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        byte_level.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"]
+
+
+def test_a_missing_configuration_is_named_where_it_is_needed(byte_level: Tokenizer, tmp_path: Path) -> None:
+    byte_level.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert Tokenizer.load(tmp_path).end_of_text == byte_level.end_of_text, "our own names need none"
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|endoftext|>", "</s>"))
+    with pytest.raises(UserError, match=r"no tokenizer_config\.json .* names its eos_token"):
+        _ = Tokenizer.load(tmp_path).end_of_text

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from parlance.core.config import override
 from parlance.core.errors import UserError
 from parlance.training.objectives import IGNORE, LossTerms, NextTokenObjective, TokenBatch
 from parlance.training.optimizers import Optimizer, ParameterGroup
@@ -187,3 +188,9 @@ def test_the_golden_loss(tiny_transformer):
     losses = [trainer.step(step / 10)["loss"] for step in range(10)]
     golden = [5.56043, 5.55938, 5.53850, 5.51726, 5.49528, 5.47235, 5.45245, 5.43595, 5.42324, 5.41458]
     assert losses == pytest.approx(golden, abs=1e-4)
+
+
+def test_rise_and_fall_of_the_rate_fit_into_the_budget():
+    assert TrainingConfig(warmup=0.05, decay=0.95).decay == 0.95
+    with pytest.raises(UserError, match=r"warmup \(0.5\) and decay \(0.6\) are shares of one budget"):
+        override(TrainingConfig(), ["warmup=0.5"])

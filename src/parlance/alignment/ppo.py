@@ -35,7 +35,7 @@ from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.core.progress import say
 from parlance.inference.generation import Response, generate_batch
-from parlance.inference.sampling import SamplingConfig
+from parlance.inference.sampling import COLDEST, SamplingConfig
 from parlance.models.padding import pad_right
 from parlance.models.transformer import Linear, Transformer
 from parlance.training.batching import LengthGroupedBatches
@@ -56,7 +56,7 @@ class PPOConfig(Config):
     """Most padded tokens in one forward and backward pass."""
     max_tokens: int = Field(default=40, ge=1)
     """Longest response."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=COLDEST)
     """Of the sampling; log-probabilities are taken at the same temperature."""
     kl_coefficient: float = Field(default=0.12, ge=0)
     """beta: price of one nat of divergence from the reference."""

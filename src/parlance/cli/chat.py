@@ -26,10 +26,9 @@ def chat(
     from parlance.cli.conversation import Conversation, converse
     from parlance.cli.output import stream
     from parlance.inference.model import load
-    from parlance.inference.sampling import SamplingConfig
 
     inputs.torch_device(device)
-    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = inputs.sampling_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     conversation = Conversation(load(model, device), sampling)
     if sys.stdin.isatty():
         converse(conversation)

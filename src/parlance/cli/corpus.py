@@ -39,8 +39,8 @@ def prepare(
     from parlance.pipeline.stages import make_corpus
     from parlance.text.preparation import PreparationConfig
 
-    config = override(PreparationConfig(seed=seed), assignments or [])
-    make_corpus(sources or [], new_folder(out), config, skip_bad=skip_bad)
+    config = override(PreparationConfig(), assignments or [])
+    make_corpus(sources or [], new_folder(out), config, skip_bad=skip_bad, seed=seed)
     output.print_corpus(out, read_json(out / "card.json"), json=json)
 
 

@@ -24,11 +24,10 @@ def generate(
     """
     from parlance.cli import inputs, output
     from parlance.inference.model import load
-    from parlance.inference.sampling import SamplingConfig
 
     inputs.torch_device(device)
+    sampling = inputs.sampling_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     opened = load(model, device)
-    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     text = inputs.prompt_text(prompt)
     pieces = opened.stream(text, sampling)
     if json:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from parlance.alignment.reward import Reward
+    from parlance.inference.sampling import SamplingConfig
     from parlance.pipeline.recipe import Recipe
     from parlance.text.tokenizers import Tokenizer
     from parlance.training.loop import Budget
@@ -22,12 +23,12 @@ STEP_NAMES = ("pretrain", "sft", "reward", "ppo")
 
 
 def torch_device(name: str) -> "torch.device":
-    """The device called `name`; PyTorch uses all cores from then on."""
+    """The device called `name`; PyTorch uses as many threads as `usable_cores` says from then on."""
     import torch
 
-    from parlance.core.devices import physical_cores, select_device
+    from parlance.core.devices import select_device, usable_cores
 
-    torch.set_num_threads(physical_cores())
+    torch.set_num_threads(usable_cores())
     return select_device(name)
 
 
@@ -159,7 +160,7 @@ def rankings_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) -> Pat
     if (data / "train.jsonl").is_file():
         return data
     if not (keep / "train.jsonl").exists():
-        make_user_rankings(data, keep, skip_bad=skip_bad, seed=seed)
+        make_user_rankings(None, data, keep, skip_bad=skip_bad, seed=seed)
     return keep
 
 
@@ -178,6 +179,22 @@ def reward_of(choice: str) -> "Path | Reward":
     if ":" not in choice:
         raise UserError(f"--reward {choice}: there is no such folder; name a reward model's folder or module:function")
     return load_reward(choice)
+
+
+def sampling_of(*, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> "SamplingConfig":
+    """How tokens are drawn, as the options say."""
+    from parlance.core.config import parse_config
+    from parlance.inference.sampling import SamplingConfig
+
+    values = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    return parse_config(SamplingConfig, values, where="options")
+
+
+def corpus_folder(folder: Path) -> Path:
+    """`folder`, which must be there; whether it holds a corpus is found when it is read."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; make a corpus with `parlance corpus prepare`")
+    return folder
 
 
 def standard_input() -> str:

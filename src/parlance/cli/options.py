@@ -16,7 +16,7 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Device = Annotated[
     DeviceName, typer.Option("--device", help="Where to compute; auto takes CUDA, else an Apple GPU, else the CPU.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0, max=2**32 - 1)]
 Set = Annotated[
     list[str] | None,
     typer.Option(

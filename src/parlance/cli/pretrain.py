@@ -47,6 +47,7 @@ def pretrain(
     from parlance.text.token_dataset import tokenize_corpus
     from parlance.training.pretraining import PretrainingConfig
 
+    inputs.corpus_folder(corpus)
     config = override(PretrainingConfig(), assignments or [])
     if model == "ngram":
         if budget is not None or steps is not None or assignments:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from parlance.core.artifacts import ensure_directory, read_json, write_json
+from parlance.core.config import differences
 from parlance.core.errors import UserError
 
 BEGUN = "command.json"
@@ -51,9 +52,8 @@ class StageFolder:
         old = read_json(begun)
         if old["stage"] != self._stage:
             raise UserError(f"{self.path} holds a stage {old['stage']}; choose another --out folder")
-        for name, value in self._options.items():
-            if old["options"].get(name) != value:
-                raise UserError(f"{self.path} was begun with another {name}; resume it with the same options")
+        if fields := differences(old["options"], self._options):
+            raise UserError(f"{self.path} was begun with another {', '.join(fields)}; resume it with the same options")
         if done.exists():
             self.finished = dict(read_json(done))
         return self

@@ -25,14 +25,14 @@ def train(
 
     Example: parlance tokenizer train my-corpus --vocab-size 8192 --out my-tokenizer
     """
-    from parlance.cli import output
+    from parlance.cli import inputs, output
     from parlance.cli.stage_folder import new_folder
     from parlance.core.artifacts import atomic_directory
     from parlance.text.preparation import read_split
     from parlance.text.tokenizers import train_tokenizer
 
     new_folder(out)
-    texts = (document.text for document in read_split(corpus, "train"))
+    texts = (document.text for document in read_split(inputs.corpus_folder(corpus), "train"))
     tokenizer = train_tokenizer(texts, kind, vocab_size)
     with atomic_directory(out) as folder:
         tokenizer.save(folder)

@@ -58,6 +58,18 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     return parse_config(type(config), values, where="--set")
 
 
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted names of the fields in which two dumped configurations differ."""
+    names: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            names += [f"{name}.{inner}" for inner in differences(before, after)]
+        elif before != after:
+            names.append(name)
+    return names
+
+
 def _scalar(text: str) -> Any:
     """A YAML value, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3)."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):

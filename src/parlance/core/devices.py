@@ -48,8 +48,17 @@ def fast_bfloat16(device: "torch.device") -> bool:
     return False
 
 
-def physical_cores() -> int:
-    """Cores this process may use."""
+def usable_cores() -> int:
+    """Threads worth starting: `OMP_NUM_THREADS` where the user set it, else the cores this process may run on.
+
+    Two hardware threads of one core count as two.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested parallelism
+    return int(wanted) if wanted.isascii() and wanted.isdigit() and int(wanted) > 0 else _available_cores()
+
+
+def _available_cores() -> int:
+    """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -96,7 +105,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "processor": _cpu_name(),
-        "cores": physical_cores(),
+        "cores": _available_cores(),
         "threads": torch.get_num_threads(),
         "memory_bytes": memory,
         "fast_bfloat16": fast_bfloat16(torch.device("cpu")),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from parlance.core.artifacts import read_json
 from parlance.core.devices import fast_bfloat16, select_device
 from parlance.core.errors import UserError
 from parlance.inference.generation import stream
@@ -119,8 +120,13 @@ def resolve_model_folder(path: Path) -> Path:
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
-    """Open a checkpoint folder, or the most advanced model of a run directory."""
+    """Open a checkpoint folder, or the most advanced model of a run directory. Raises UserError for anything else."""
     folder = resolve_model_folder(Path(path))
+    config = read_json(folder / "config.json")
+    if "SequenceClassification" in str(config.get("architectures") if isinstance(config, dict) else None):
+        raise UserError(
+            f"{folder} is a reward model: it scores answers and writes none; use it with `parlance align --reward`"
+        )
     model = load_language_model(folder)
     if isinstance(model, Transformer):
         place = select_device(device)

@@ -3,24 +3,36 @@
 Source: Holtzman et al. 2020 (top-p); Fan et al. 2018 (top-k).
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from parlance.core.config import Config
+
+COLDEST = 1e-4
+"""Lowest temperature above 0: logits divided by less leave the range of floats."""
+
+
+def _usable_temperature(value: float) -> float:
+    if value != 0 and value < COLDEST:
+        raise ValueError(f"give 0, or at least {COLDEST}")
+    return value
 
 
 class SamplingConfig(Config):
     """How the next token is drawn."""
 
-    max_tokens: int = 128
+    max_tokens: int = Field(default=128, ge=1)
     """Most tokens to generate."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token."""
-    top_k: int = 0
+    temperature: Annotated[float, AfterValidator(_usable_temperature)] = 1.0
+    """Divides the logits; 0 takes the most probable token, else at least 0.0001."""
+    top_k: int = Field(default=0, ge=0)
     """Draw among the k most probable tokens; 0: all."""
-    top_p: float = 1.0
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw among the smallest set of tokens whose probability reaches p; 1: all."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the draws; the same seed gives the same text."""
 
 
@@ -33,8 +45,9 @@ def filtered_logits(logits: Tensor, temperature: float, top_k: int, top_p: float
     if top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(-1)
-        # A token stays when the mass before it is below p, so the most probable one always stays.
+        # A token stays when the mass before it is below p; the most probable one always, however small p is.
         outside = probabilities.cumsum(-1) - probabilities >= top_p
+        outside[:, 0] = False
         logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
     return logits
 

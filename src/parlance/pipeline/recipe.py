@@ -15,6 +15,7 @@ from parlance.alignment.reward_model import RewardModelConfig
 from parlance.core.config import Config, parse_config
 from parlance.core.errors import UserError
 from parlance.finetuning.supervised import FinetuningConfig
+from parlance.inference.sampling import COLDEST
 from parlance.models.ngram import MAX_ORDER
 from parlance.text.preparation import PreparationConfig
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget
@@ -38,7 +39,7 @@ class TaskConfig(Config):
     """A longer function is cut at a line's end, so that its signature and as much of its body as fits remain."""
     max_tokens: int = Field(default=40, ge=1)
     """Longest sampled response."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=COLDEST)
     """Of all sampling in rankings, PPO and evaluation."""
     ranked_prompts: int = Field(default=1500, ge=1)
     """Prompts of the training split whose responses are ranked (default recipe)."""
@@ -64,14 +65,23 @@ class Steps(Config):
 
 
 class Shares(Config):
-    """How a time budget is divided: each stage gets its share of what is left when it starts."""
+    """How a time budget is divided: a stage gets what is left when it starts, times its share over those still to come.
+
+    Only their proportions matter.
+    """
 
     pretrain: float = Field(default=46.0, gt=0)
+    """Training the base model."""
     sft: float = Field(default=12.0, gt=0)
+    """Instruction tuning."""
     rankings: float = Field(default=6.0, gt=0)
+    """Sampling and ranking responses (default recipe)."""
     reward: float = Field(default=9.0, gt=0)
+    """Training the reward model."""
     ppo: float = Field(default=20.0, gt=0)
+    """Policy optimisation."""
     evaluation: float = Field(default=7.0, gt=0)
+    """Evaluating all models."""
 
 
 class PolicyConfig(Config):
@@ -103,7 +113,7 @@ class Recipe(Config):
     steps: Steps | None = None
     """Fixed step budgets instead of a time budget."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random choice."""
+    """Of every random choice, the division of the corpus included."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     checkpoint_seconds: float = Field(default=CHECKPOINT_SECONDS, ge=0)

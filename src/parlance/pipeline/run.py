@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from parlance.core.artifacts import read_json, write_json
-from parlance.core.devices import environment, physical_cores, release_free_memory, select_device
+from parlance.core.devices import environment, release_free_memory, select_device, usable_cores
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
@@ -39,7 +39,7 @@ def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str
         recipe = recipe or Recipe()
         recipe.check()
         directory.begin(recipe)
-    torch.set_num_threads(physical_cores())
+    torch.set_num_threads(usable_cores())
     with directory:
         runner = _Runner(recipe, directory)
         if not (out / "run.json").exists():
@@ -112,7 +112,7 @@ class _Runner:
 
     def _corpus(self, out: Path) -> dict[str, Any]:
         recipe = self.recipe
-        return stages.make_corpus(recipe.sources, out, recipe.corpus, skip_bad=recipe.skip_bad)
+        return stages.make_corpus(recipe.sources, out, recipe.corpus, skip_bad=recipe.skip_bad, seed=recipe.seed)
 
     def _tokenizer(self, out: Path) -> dict[str, Any]:
         return stages.make_tokenizer(self.path / "corpus", out, self.path / "tokens", self.recipe.tokenizer)
@@ -136,13 +136,17 @@ class _Runner:
             checkpoint_seconds=self.recipe.checkpoint_seconds,
         )
 
+    def _user_files(self) -> tuple[Path | None, Path | None]:
+        """(demonstrations, preferences) that the user gave."""
+        demonstrations, preferences = self.recipe.demonstrations, self.recipe.preferences
+        return Path(demonstrations) if demonstrations else None, Path(preferences) if preferences else None
+
     def _demonstrations(self, out: Path) -> dict[str, Any]:
         recipe = self.recipe
         if recipe.default_task:
             tokenizer = Tokenizer.load(self.path / "tokenizer")
             return stages.make_docstring_demonstrations(self.path / "corpus", tokenizer, out, recipe.task)
-        demonstrations = Path(recipe.demonstrations) if recipe.demonstrations else None
-        preferences = Path(recipe.preferences) if recipe.preferences else None
+        demonstrations, preferences = self._user_files()
         facts = stages.make_user_demonstrations(
             demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
         )
@@ -171,9 +175,11 @@ class _Runner:
 
     def _rankings(self, out: Path) -> dict[str, Any]:
         recipe = self.recipe
-        if recipe.preferences is not None:
-            file = Path(recipe.preferences)
-            facts = stages.make_user_rankings(file, out, skip_bad=recipe.skip_bad, seed=recipe.seed)
+        demonstrations, preferences = self._user_files()
+        if preferences is not None:
+            facts = stages.make_user_rankings(
+                demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
+            )
             tokenizer = Tokenizer.load(self.path / "tokenizer")
             stages.check_rankings(out / "train.jsonl", tokenizer, recipe.pretraining.context_length)
             return facts

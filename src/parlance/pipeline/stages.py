@@ -45,6 +45,7 @@ from parlance.inference.sampling import SamplingConfig
 from parlance.models.checkpoints import load_transformer, save_transformer
 from parlance.models.ngram import NGramModel
 from parlance.models.transformer import Transformer
+from parlance.pipeline.division import divide_prompts, prompt_key
 from parlance.pipeline.recipe import PolicyConfig, TaskConfig, TokenizerConfig
 from parlance.text.chat_template import encode_chat
 from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split
@@ -82,10 +83,12 @@ def open_transformer(folder: Path, device: torch.device) -> Transformer:
     return model
 
 
-def make_corpus(sources: Sequence[str], out: Path, config: PreparationConfig, *, skip_bad: bool) -> dict[str, Any]:
+def make_corpus(
+    sources: Sequence[str], out: Path, config: PreparationConfig, *, skip_bad: bool, seed: int
+) -> dict[str, Any]:
     """Read, filter, deduplicate and divide; no sources: the Python standard library."""
     corpus = FileCorpus([Path(source) for source in sources], skip_bad=skip_bad) if sources else StandardLibraryCorpus()
-    card = prepare_corpus(corpus, out, config)
+    card = prepare_corpus(corpus, out, config, seed=seed)
     return {"splits": card["splits"]}
 
 
@@ -213,26 +216,46 @@ def make_docstring_demonstrations(corpus: Path, tokenizer: Tokenizer, out: Path,
 def make_user_demonstrations(
     demonstrations: Path | None, preferences: Path | None, out: Path, *, skip_bad: bool, seed: int
 ) -> dict[str, Any]:
-    """A user's demonstrations divided 90 / 5 / 5; without any, the best-ranked responses of the preferences.
+    """A user's demonstrations divided by prompt, 90 / 5 / 5; without any, the best-ranked responses of the preferences.
 
-    Raises UserError where there are too few to divide.
+    What is held out here is held out by `make_user_rankings` of the same files too. Raises UserError where there are
+    fewer than three different prompts.
     """
-    if demonstrations is not None:
-        rows = read_demonstrations(demonstrations, skip_bad=skip_bad)
-    else:
-        assert preferences is not None
-        rows = best_demonstrations(read_rankings(preferences, skip_bad=skip_bad))
+    rows, rankings = _user_files(demonstrations, preferences, skip_bad=skip_bad)
+    if demonstrations is None:
         say("no demonstrations: the best-ranked responses of the preferences serve as demonstrations")
-    if len(rows) < 3:
+    prompts = len({_key(row) for row in rows})
+    if prompts < 3:
         raise UserError(
-            f"{demonstrations or preferences} gives {len(rows)} demonstrations; give at least 3, "
-            "one each for training, validation and test"
+            f"{demonstrations or preferences} gives {len(rows)} demonstrations; give at least 3 with different prompts "
+            f"(here: {prompts}), one each for training, validation and test"
         )
+    splits = _user_splits(rows, rankings, seed)
+    parts = {split: [row for row in rows if splits[_key(row)] == split] for split in SPLITS}
     with atomic_directory(out) as folder:
-        parts = divide(rows, seed)
         for split, part in parts.items():
             write_demonstrations(folder / f"{split}.jsonl", part)
     return {f"{split}_demonstrations": len(part) for split, part in parts.items()}
+
+
+def _user_files(
+    demonstrations: Path | None, preferences: Path | None, *, skip_bad: bool
+) -> tuple[list[Demonstration], list[Ranking]]:
+    """A user's demonstrations (without a file: the best-ranked responses) and rankings (without a file: none)."""
+    rankings = [] if preferences is None else read_rankings(preferences, skip_bad=skip_bad)
+    if demonstrations is None:
+        return best_demonstrations(rankings), rankings
+    return read_demonstrations(demonstrations, skip_bad=skip_bad), rankings
+
+
+def _key(row: Demonstration) -> str:
+    return prompt_key(row.messages[:-1])
+
+
+def _user_splits(rows: Sequence[Demonstration], rankings: Sequence[Ranking], seed: int) -> dict[str, str]:
+    """The split of every prompt of both files; see `divide_prompts`."""
+    preferred = [prompt_key(ranking.prompt) for ranking in rankings if pairs(ranking)]
+    return divide_prompts([_key(row) for row in rows], preferred, seed)
 
 
 def best_demonstrations(rankings: Sequence[Ranking]) -> list[Demonstration]:
@@ -277,15 +300,6 @@ def check_rankings(file: Path, tokenizer: Tokenizer, context_length: int) -> Non
             f"none of the {len(rankings)} training rankings fits the context of {context_length} tokens; "
             "shorten them or set a larger pretraining.context_length"
         )
-
-
-def divide(rows: Sequence[Any], seed: int) -> dict[str, list[Any]]:
-    """Shuffled rows as 90 % train, 5 % validation, 5 % test; the held-out parts have at least one row each where
-    there are three or more."""
-    order = list(rows)
-    random.Random(seed).shuffle(order)
-    part = max(1, round(0.05 * len(order))) if len(order) >= 3 else 0
-    return {"test": order[:part], "validation": order[part : 2 * part], "train": order[2 * part :]}
 
 
 def make_instructed(
@@ -437,22 +451,26 @@ def select(rows: Sequence[Any], limit: int, seed: int) -> list[Any]:
     return order[:limit]
 
 
-def make_user_rankings(preferences: Path, out: Path, *, skip_bad: bool, seed: int) -> dict[str, Any]:
-    """A person's rankings divided into train.jsonl and test.jsonl by prompt.
+def make_user_rankings(
+    demonstrations: Path | None, preferences: Path, out: Path, *, skip_bad: bool, seed: int
+) -> dict[str, Any]:
+    """A person's rankings divided by prompt: train.jsonl, and test.jsonl with about a tenth.
 
-    Held out are prompts with a preference: ties alone would leave nothing to test. Raises UserError where there are too
-    few to divide.
+    test.jsonl has the prompts that `make_user_demonstrations` of the same files holds out for validation or test, so
+    none of them is trained on by any stage. A ranking that is one tie tests nothing and teaches nothing, and is left
+    out. Raises UserError where there are too few to divide.
     """
-    rankings = read_rankings(preferences, skip_bad=skip_bad)
-    prompts = list(dict.fromkeys(repr(ranking.prompt) for ranking in rankings if pairs(ranking)))
-    if len(prompts) < 3:
+    rows, everything = _user_files(demonstrations, preferences, skip_bad=skip_bad)
+    rankings = [ranking for ranking in everything if pairs(ranking)]
+    prompts = len({prompt_key(ranking.prompt) for ranking in rankings})
+    if prompts < 3:
         raise UserError(
-            f"{preferences} prefers one response to another for {len(prompts)} prompts; give rankings of at least 3"
+            f"{preferences} prefers one response to another for {prompts} prompts; give rankings of at least 3"
         )
-    held_out = set(divide(prompts, seed)["test"])
+    splits = _user_splits(rows, rankings, seed)
     with atomic_directory(out) as folder:
-        test = [ranking for ranking in rankings if repr(ranking.prompt) in held_out]
-        train = [ranking for ranking in rankings if repr(ranking.prompt) not in held_out]
+        test = [ranking for ranking in rankings if splits[prompt_key(ranking.prompt)] != "train"]
+        train = [ranking for ranking in rankings if splits[prompt_key(ranking.prompt)] == "train"]
         write_rankings(folder / "train.jsonl", train)
         write_rankings(folder / "test.jsonl", test)
     return {"labeller": "as given", "train_prompts": len(train), "test_prompts": len(test)}

@@ -66,8 +66,6 @@ class PreparationConfig(Config):
     """Share of the bytes for validation, which steers decisions during training."""
     test_share: float = Field(default=0.06, gt=0, lt=0.2)
     """Share of the bytes for the final test, which steers nothing."""
-    seed: int = 0
-    """Decides which groups are held out and which permutations MinHash uses."""
 
 
 @dataclass
@@ -105,8 +103,10 @@ class _Tally:
         return rows
 
 
-def prepare_corpus(corpus: Corpus, out: Path, config: PreparationConfig) -> dict[str, Any]:
+def prepare_corpus(corpus: Corpus, out: Path, config: PreparationConfig, *, seed: int = 0) -> dict[str, Any]:
     """Prepare `corpus` into the folder `out` and return its card.
+
+    `seed` decides which groups are held out and which permutations MinHash uses.
 
     An `out` that holds a prepared corpus is replaced. Raises UserError where `out` is another non-empty folder, where
     the corpus is empty, and where the filters leave nothing.
@@ -117,7 +117,7 @@ def prepare_corpus(corpus: Corpus, out: Path, config: PreparationConfig) -> dict
         tally = _Tally()
         with _writer(folder / "removed.jsonl") as removed:
             # 1. Read and filter; what passes goes to disk, its hashes stay in memory.
-            candidates = _filter(corpus, folder, removed, config, tally)
+            candidates = _filter(corpus, folder, removed, config, tally, seed)
             # 2. For every candidate: the document that makes it superfluous, or itself.
             reasons = _duplicates(candidates, config)
             # 3. Choose the split of every group.
@@ -125,7 +125,7 @@ def prepare_corpus(corpus: Corpus, out: Path, config: PreparationConfig) -> dict
             for index, group in enumerate(candidates.groups):
                 if index not in reasons:
                     sizes[group] += candidates.sizes[index]
-            splits = assign_groups(sizes, config.validation_share, config.test_share, config.seed)
+            splits = assign_groups(sizes, config.validation_share, config.test_share, seed)
             # 4. Divide.
             counts = _divide(folder, removed, candidates, reasons, splits, config, tally)
             report = corpus.report if isinstance(corpus, ReportingCorpus) else None
@@ -145,6 +145,7 @@ def prepare_corpus(corpus: Corpus, out: Path, config: PreparationConfig) -> dict
             "split_method": _BY_GROUP if splits else _BY_POSITION,
             "splits": counts,
             "config": config.model_dump(),
+            "seed": seed,
             "sample_ids": kept[:: math.ceil(len(kept) / LISTED)],
             "python": platform.python_version(),
         }
@@ -174,9 +175,11 @@ _UNDECODABLE = "\ufffd" + "".join(
 )
 
 
-def _filter(corpus: Corpus, folder: Path, removed: TextIO, config: PreparationConfig, tally: _Tally) -> _Candidates:
+def _filter(
+    corpus: Corpus, folder: Path, removed: TextIO, config: PreparationConfig, tally: _Tally, seed: int
+) -> _Candidates:
     """Write the documents that pass the filters to `candidates.jsonl`, the others to `removed`."""
-    candidates = _Candidates(NearDuplicates(config.seed))
+    candidates = _Candidates(NearDuplicates(seed))
     with _writer(folder / _CANDIDATES) as file:
         for document in corpus:
             text, size = document.text, utf8_length(document.text)

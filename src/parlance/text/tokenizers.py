@@ -124,12 +124,22 @@ class Tokenizer:
     @property
     def end_of_text(self) -> int:
         """Id of the token behind every document: `eos_token` of the configuration."""
-        return self.special_id(_name(self._config.get("eos_token") or END_OF_TEXT))
+        return self._configured("eos_token", END_OF_TEXT)
 
     @property
     def pad(self) -> int:
         """Id of the token that fills up short sequences: `pad_token` of the configuration."""
-        return self.special_id(_name(self._config.get("pad_token") or PAD))
+        return self._configured("pad_token", PAD)
+
+    def _configured(self, role: str, default: str) -> int:
+        """Id of the special token that the configuration names for `role`, else of `default`."""
+        name = self._config.get(role)
+        if name is None and default not in self.special_tokens:
+            raise UserError(
+                f"this tokenizer has no {default}, and no tokenizer_config.json beside its tokenizer.json names its "
+                f"{role}; add that file"
+            )
+        return self.special_id(default if name is None else _name(name))
 
     @property
     def end_of_turn(self) -> int:
@@ -142,9 +152,12 @@ class Tokenizer:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into `folder`."""
-        write_text(folder / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
+        """Write `tokenizer_config.json` (with the chat template) and then `tokenizer.json` into `folder`.
+
+        In this order, a kill between them leaves nothing that looks like a tokenizer.
+        """
         write_json(folder / "tokenizer_config.json", self._config)
+        write_text(folder / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":

@@ -10,10 +10,10 @@ batch used, so a resumed run sees exactly the batches it would have seen.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from parlance.core.config import Config
@@ -40,6 +40,15 @@ class TrainingConfig(Config):
     """Share of the peak learning rate at the end."""
     clip: float = Field(default=1.0, gt=0)
     """Largest joint gradient norm."""
+
+    @model_validator(mode="after")
+    def _rise_and_fall_fit(self) -> Self:
+        if self.warmup + self.decay > 1 + 1e-9:  # 0.05 + 0.95 may round up
+            raise ValueError(
+                f"warmup ({self.warmup:g}) and decay ({self.decay:g}) are shares of one budget; "
+                "make their sum at most 1"
+            )
+        return self
 
 
 class Trainer(Generic[ModelT, BatchT]):
