@@ -100,14 +100,14 @@ def no_parquet(folder: Path) -> list[str | Path]:
     ("files", "sentence"),
     [
         (missing, "no such folder does not exist; check the path"),
-        (empty_folder, "there is no text in"),
+        (empty_folder, "the corpus has no documents"),
         (no_text, "cannot read files of this kind; the kinds are .txt, .md"),
-        (blank, "there is no text in"),
+        (blank, "left nothing of the corpus's 1 documents (1 too short)"),
         (less_than_a_context, "less than one context of 256; bring more text or set a smaller context_length"),
-        (binary, "1 undecodable"),
+        (binary, "binary.txt: holds binary data (NUL bytes)"),
         (broken_json, "texts.jsonl, line 2: not valid JSON"),
         (no_text_field, "texts.jsonl, line 1: there is no string in the field `text`"),
-        (no_parquet, "rows.parquet is not a readable Parquet file"),
+        (no_parquet, "rows.parquet: is not a readable Parquet file"),
     ],
 )
 def test_texts_that_cannot_be_used(
@@ -135,7 +135,10 @@ def test_texts_of_all_sorts_are_read_and_what_is_wrong_is_counted(tmp_path: Path
     done = parlance(*words, "--skip-bad", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
     card = json.loads((tmp_path / "run" / "corpus" / "card.json").read_text())
-    assert card["reading"]["replaced"] == 2 * 500 + 500  # ü and ß of every line, and its ö
+    assert list(card["reading"]["encodings"].values()) == [1]
+    assert card["reading"]["replaced"] == 0
+    kept = (tmp_path / "run" / "corpus" / "train.jsonl").read_text()
+    assert "Grüße an Zeile 7, schöne Welt" in kept
     assert card["reading"]["skipped"] == {"broken record": 3}
     assert card["steps"][0]["documents"] == 20_002
 
@@ -213,7 +216,7 @@ def test_rankings_without_any_preference(capsys: pytest.CaptureFixture[str], own
         ("--set=pretraining.batch_size=-1", "pretraining.batch_size: input should be greater than or equal to 1"),
         ("--set=policy.ppo.temperature=.nan", "policy.ppo.temperature: input should be a finite number"),
         ("--set=policy.ppo.max_tokens=300", "leaves no room for its prompt in a context of 256"),
-        ("--set=tokenizer.vocab_size=100", "tokenizer.vocab_size: input should be greater than or equal to 260"),
+        ("--set=tokenizer.vocab_size=100", "vocab_size of bpe is at least 260"),
         ("--set=ngram_order=10", "ngram_order: input should be less than or equal to 9"),
         ("--set=shares.ppo=0", "shares.ppo: input should be greater than 0"),
         ("--set=checkpoint_seconds=-1", "checkpoint_seconds: input should be greater than or equal to 0"),
@@ -396,7 +399,7 @@ def test_a_full_disk_at_every_stage(
         failed = {
             Path(sentence.partition(str(out))[2].lstrip("/").split()[0].rstrip(":")).parts[0] for sentence in said
         }
-        assert {"corpus", "base"} <= failed
+        assert {"corpus.preparing", "base"} <= failed
         assert max(newest.values()) >= 1, "no resume state was ever at risk"
         for folder in ("base", "sft", "reward", "policy"):
             weights = Path(folder) / "model.safetensors"

@@ -70,8 +70,8 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
     folder = tmp_path_factory.mktemp("killed")
     victim = Victim(folder / "run", folder / "stderr")
     victim.stop_in("corpus", "corpus", KILL, 1.0)
-    victim.stop_in("tokenizer", "tokenizer", CTRL_C, 0.5)
-    victim.stop_in("tokenizer", "tokenizer", KILL, 1.0)
+    victim.stop_in("corpus", "corpus", CTRL_C, 1.0)
+    victim.stop_in("tokenizer", "tokenizer", KILL, 0.0)
     victim.stop_in("demonstrations", "demonstrations", KILL, 1.0)
     # While the model is set up, or in the pilots that predict its loss.
     victim.stop_in("pretrain", "base", KILL, 0.3)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from parlance.core import formatting as form
 from parlance.core.errors import UserError
-from parlance.pipeline import report_format as form
 from parlance.pipeline.report import write_report
 from parlance.pipeline.report_figures import MOST_POINTS, Series, aligned, line_chart, log_ticks, thin
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from parlance.core.errors import UserError
 from parlance.text.documents import Document
-from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split, undecodable_share
+from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split
+from parlance.text.preparation.judging import content_hash, undecodable_share
 from parlance.text.readers import FileCorpus
-from parlance.text.splits import LEAST_HELD_OUT, LEAST_TRAIN, SPLITS, assign_groups, cut_by_position
+from parlance.text.splits import LEAST_HELD_OUT, LEAST_TRAIN, SPLITS, assign_groups, cut_by_position, group_key
 
 CONFIG = PreparationConfig()
 
@@ -35,15 +36,21 @@ def read_removed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
 
 
+def assign(sizes: dict[str, int], seed: int) -> dict[str, str] | None:
+    """Name of the split of every named group."""
+    keys = np.array([group_key(seed, name) for name in sizes], dtype=np.uint64)
+    splits = assign_groups(keys, np.array(list(sizes.values()), dtype=np.int64), 0.04, 0.06)
+    return None if splits is None else dict(zip(sizes, [SPLITS[place] for place in splits], strict=True))
+
+
 @given(
     sizes=st.dictionaries(st.text(max_size=4), st.integers(1, 10_000), max_size=60),
     seed=st.integers(0, 3),
 )
 def test_groups_are_assigned_whole_or_not_at_all(sizes: dict[str, int], seed: int) -> None:
-    assigned = assign_groups(sizes, 0.04, 0.06, seed)
+    assigned = assign(sizes, seed)
     if assigned is None:
         return
-    assert assigned.keys() == sizes.keys()
     total = sum(sizes.values())
     share = {s: sum(sizes[g] for g in sizes if assigned[g] == s) / total for s in SPLITS}
     assert share["train"] >= LEAST_TRAIN
@@ -52,24 +59,24 @@ def test_groups_are_assigned_whole_or_not_at_all(sizes: dict[str, int], seed: in
     for split, wanted in (("validation", 0.04), ("test", 0.06)):
         # Never more than its share, unless it is one group because none is small enough.
         assert share[split] <= wanted + 1e-9 or list(assigned.values()).count(split) == 1
-    assert assigned == assign_groups(dict(reversed(sizes.items())), 0.04, 0.06, seed)
+    assert assigned == assign(dict(reversed(sizes.items())), seed)
 
 
 def test_many_small_groups_meet_the_shares() -> None:
     sizes = {f"g{i}": 100 + i % 7 for i in range(1000)}
-    assigned = assign_groups(sizes, 0.04, 0.06, seed=0)
+    assigned = assign(sizes, seed=0)
     assert assigned is not None
     total = sum(sizes.values())
     for split, share in (("validation", 0.04), ("test", 0.06)):
         assert sum(sizes[g] for g in sizes if assigned[g] == split) / total == pytest.approx(share, abs=0.001)
-    assert assigned != assign_groups(sizes, 0.04, 0.06, seed=1)
+    assert assigned != assign(sizes, seed=1)
 
 
 def test_few_or_uneven_groups_are_refused() -> None:
-    assert assign_groups({"a": 1, "b": 1}, 0.04, 0.06, 0) is None
-    assert assign_groups({"a": 1, "b": 1, "c": 1}, 0.04, 0.06, 0) is None
-    assert assign_groups({"giant": 10_000, "b": 10, "c": 10, "d": 5}, 0.04, 0.06, 0) is None
-    ten = assign_groups({str(i): 100 for i in range(10)}, 0.04, 0.06, 0)
+    assert assign({"a": 1, "b": 1}, 0) is None
+    assert assign({"a": 1, "b": 1, "c": 1}, 0) is None
+    assert assign({"giant": 10_000, "b": 10, "c": 10, "d": 5}, 0) is None
+    ten = assign({str(i): 100 for i in range(10)}, 0)
     assert ten is not None
     assert sorted(ten.values()) == ["test", *["train"] * 8, "validation"]
 
@@ -120,8 +127,13 @@ def test_every_document_ends_up_somewhere_with_its_reason(tmp_path: Path) -> Non
     assert sorted(names + list(removed)) == sorted(by_id)
     assert all(by_id[d.id] == d for part in kept.values() for d in part)
 
-    assert [row["documents"] for row in card["steps"]] == [104, 103, 102, 101, 100]
-    assert [row["removed"] for row in card["steps"]] == [0, 1, 1, 1, 1]
+    assert [(row["step"], row["removed"], row["documents"]) for row in card["steps"]] == [
+        ("read", 0, 104),
+        ("undecodable", 1, 103),
+        ("too short", 1, 102),
+        ("exact duplicate", 1, 101),
+        ("near duplicate", 1, 100),
+    ]
     for split, part in kept.items():
         assert card["splits"][split]["documents"] == len(part)
         assert card["splits"][split]["bytes"] == sum(len(d.text.encode()) for d in part)
@@ -131,10 +143,10 @@ def test_every_document_ends_up_somewhere_with_its_reason(tmp_path: Path) -> Non
     assert card["split_method"] == "whole groups"
     assert card["splits"]["test"]["group_names"] == sorted(d.id for d in kept["test"])
     assert card["licences"] == {"CC0": 100, "not stated": 4}
-    assert card["config"] == CONFIG.model_dump()
+    assert card["config"] == CONFIG.model_dump(mode="json")
     assert json.loads((out / "card.json").read_text()) == card
     assert {path.name for path in out.iterdir()} == {
-        "train.jsonl", "validation.jsonl", "test.jsonl", "removed.jsonl", "card.json",
+        "train.jsonl", "validation.jsonl", "test.jsonl", "removed.jsonl", "card.json", "datasheet.html",
     }  # fmt: skip
 
 
@@ -153,7 +165,8 @@ def test_filters_can_be_turned_off(tmp_path: Path) -> None:
     card = prepare_corpus(ListCorpus(documents), tmp_path / "corpus", config)
     assert card["steps"][-1]["documents"] == 60
     near = prepare_corpus(ListCorpus(documents), tmp_path / "corpus", PreparationConfig(exact_duplicates=False))
-    assert [row["removed"] for row in near["steps"]] == [0, 0, 0, 0, 30]
+    assert near["steps"][-1]["step"] == "near duplicate"
+    assert near["steps"][-1]["removed"] == 30
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -229,3 +242,90 @@ def test_undecodable_share() -> None:
     assert undecodable_share("tabs\tand\nlines\r\n\x0c") == 0
     assert undecodable_share("a\x00b\ufffd") == 0.5
     assert undecodable_share("") == 0
+
+
+def test_content_hash_ignores_white_space_only() -> None:
+    assert content_hash("a b\n c") == content_hash(" a\tb c ")
+    assert content_hash("a b c") != content_hash("a b d")
+    assert content_hash("ab c") != content_hash("a bc")
+
+
+def test_quality_filters_and_languages_say_why(tmp_path: Path) -> None:
+    sentence = "The committee of the town said that it will have to be done with care and that we agree "
+    good = [Document(f"g{i}", f"{sentence}{prose(100, i)}.", "s") for i in range(40)]
+    bad = Document("bad", "word " * 80, "s")
+    config = PreparationConfig(filters=("gopher-repetition", "gopher-quality"))
+    prepare_corpus(ListCorpus([*good, bad]), tmp_path / "c", config)
+    removed = {row["id"]: row for row in read_removed(tmp_path / "c")}
+    assert removed.keys() == {"bad"}
+    assert removed["bad"]["reason"].startswith("gopher-repetition")
+    assert removed["bad"]["figure"] > removed["bad"]["limit"]
+    with pytest.raises(UserError, match="gopher-repetition"):
+        prepare_corpus(ListCorpus([bad]), tmp_path / "empty", config)
+
+
+def test_personal_data_is_replaced_and_only_counted(tmp_path: Path) -> None:
+    documents = [
+        Document(f"d{i}", f"{prose(30, i)} write to jane.roe{i}@example.org {prose(30, i + 999)}", "s")
+        for i in range(40)
+    ]
+    card = prepare_corpus(ListCorpus(documents), tmp_path / "c", PreparationConfig(personal_data="placeholder"))
+    written = b"".join(path.read_bytes() for path in (tmp_path / "c").iterdir())
+    assert b"jane.roe" not in written
+    assert written.count(b"<EMAIL>") >= 40
+    assert card["personal_data"] == {"EMAIL": 40}
+    assert sum(row["bytes"] for row in card["splits"].values()) == card["steps"][-1]["bytes"]
+
+
+def test_a_mixture_has_the_wanted_shares(tmp_path: Path) -> None:
+    corpora = {
+        name: ListCorpus([Document(f"{name}{i}", prose(50, 1000 * k + i), name) for i in range(count)])
+        for k, (name, count) in enumerate((("web", 600), ("books", 200)))
+    }
+    config = PreparationConfig(weights={"web": 0.5, "books": 0.5})
+    card = prepare_corpus(corpora, tmp_path / "c", config)
+    mixture = card["mixture"]
+    assert mixture["books"]["fraction"] == 1
+    assert mixture["books"]["documents"] == 200
+    assert mixture["web"]["fraction"] == pytest.approx(1 / 3, abs=0.01)
+    assert mixture["web"]["documents"] == pytest.approx(200, abs=40)
+    assert card["steps"][-1]["step"] == "not drawn"
+    with pytest.raises(UserError, match="give each source a name and a weight"):
+        prepare_corpus(corpora, tmp_path / "d", PreparationConfig(weights={"web": 1.0}))
+
+
+def test_a_shuffled_corpus_is_a_permutation_by_seed(tmp_path: Path) -> None:
+    documents = [Document(f"d{i:03}", prose(50, i), "s") for i in range(100)]
+    orders = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        prepare_corpus(ListCorpus(documents), tmp_path / name, PreparationConfig(shuffle=True), seed=seed)
+        orders.append([d.id for d in read_split(tmp_path / name, "train")])
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_documents_that_contain_an_evaluation_item_are_named(tmp_path: Path) -> None:
+    question = "Which of the following seven bright colours of the rainbow has the very longest wave length of all?"
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": question, "answer": "red"}) + "\n")
+    documents = [Document(f"d{i}", prose(50, i), "s") for i in range(40)]
+    documents.append(Document("leak", f"{prose(20, 77)} {question} {prose(20, 78)}", "s"))
+    config = PreparationConfig(evaluation_sets={"exam": str(tmp_path / "exam.jsonl")})
+    card = prepare_corpus(ListCorpus(documents), tmp_path / "c", config)
+    [removed] = read_removed(tmp_path / "c")
+    assert (removed["id"], removed["reason"]) == ("leak", "contaminated")
+    assert removed["matches"][0]["set"] == "exam"
+    assert removed["matches"][0]["ngram"].lower() in question.lower()
+    assert card["contaminated_by"] == {"exam": 1}
+
+
+def test_repeated_spans_are_cut_but_for_the_first(tmp_path: Path) -> None:
+    boilerplate = prose(80, 12345)
+    texts = [f"{prose(150, i)}\n{boilerplate}\n{prose(150, i + 500)}" for i in range(40)]
+    documents = [Document(f"d{i:02}", text, "s") for i, text in enumerate(texts)]
+    config = PreparationConfig(near_duplicates=False, repeated_span=50)
+    card = prepare_corpus(ListCorpus(documents), tmp_path / "c", config)
+    texts = {d.id: d.text for split in SPLITS for d in read_split(tmp_path / "c", split)}
+    assert [name for name, text in sorted(texts.items()) if boilerplate in text] == ["d00"]
+    assert all(prose(150, i) in texts[f"d{i:02}"] for i in range(40))
+    assert card["steps"][-1]["step"] == "repeated spans"
+    assert card["steps"][-2]["bytes"] - card["steps"][-1]["bytes"] >= 39 * len(boilerplate)

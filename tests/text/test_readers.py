@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parlance.core.errors import UserError
-from parlance.text import readers
 from parlance.text.documents import Document, decode_utf8, replace_surrogates, utf8_length
-from parlance.text.readers import FileCorpus
+from parlance.text.readers import FileCorpus, plain_text
 
 
 def write_lines(path: Path, *records: object) -> Path:
@@ -58,6 +57,7 @@ def test_reads_a_folder_in_sorted_order_and_again(tmp_path: Path) -> None:
         "documents": 7,
         "bytes": 6 + 8 + 3 + 3 + 3 + 2,
         "replaced": 0,
+        "encodings": {},
         "skipped": {"hidden or partial": 2, "kind of file: .png": 1},
     }
     assert list(corpus) == documents
@@ -150,7 +150,7 @@ def test_pieces_of_a_long_file_join_to_its_text(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("pieces") / "a.txt"
     path.write_bytes(("x" + text).encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "PIECE_BYTES", size)
+        patch.setattr(plain_text, "PIECE_BYTES", size)
         corpus = FileCorpus([path])
         documents = list(corpus)
     assert "".join(d.text for d in documents) == "x" + text

@@ -1,3 +1,4 @@
+import itertools
 import json
 import random
 import unicodedata
@@ -12,8 +13,16 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from parlance.core.errors import UserError
-from parlance.text import tokenizers as module
-from parlance.text.tokenizers import PATTERN, SPECIAL_TOKENS, Tokenizer, merges_of_ranks, train_tokenizer
+from parlance.text.tokenizers import (
+    PATTERN,
+    SPECIAL_TOKENS,
+    Kind,
+    PatternName,
+    Tokenizer,
+    merges_of_ranks,
+    train_tokenizer,
+)
+from parlance.text.tokenizers import tokenizer as class_module
 
 ASSIGNED = st.characters(exclude_categories=("Cs", "Cn"))
 """Characters of Python's Unicode version; the regular-expression engines may disagree on newer ones."""
@@ -191,16 +200,13 @@ def test_lone_surrogates(bpe: Tokenizer) -> None:
     assert bpe.encode_batch(["a\ud800b"]) == [bpe.encode("a\ud800b")]
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too small"):
         train_tokenizer(["text"], "bpe", vocab_size=259)
     with pytest.raises(UserError, match="no text to train on"):
         train_tokenizer([], "bpe")
     with pytest.raises(UserError, match="no text to train on"):
         train_tokenizer([""], "bpe")
-    monkeypatch.setattr(module, "MAX_TRAINING_BYTES", 10)
-    with pytest.raises(UserError, match="more than 10 bytes"):
-        train_tokenizer(["12345", "678901"], "bpe")
     with pytest.raises(UserError, match="cannot read"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
@@ -208,13 +214,47 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_tokenizers_of_another_kind_are_refused(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models
-
-    Backend(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="not a byte-level tokenizer"):
+@pytest.mark.parametrize(
+    ("ours", "reason"),
+    [
+        ({"format": 99, "kind": "bpe"}, "written by a later Parlance .format 99; this one reads up to 1"),
+        ({"format": "x"}, "`parlance.format` is 'x', not a version"),
+        ("x", "`parlance.format` is None, not a version"),
+    ],
+)
+def test_folders_of_another_version_are_refused(
+    byte_level: Tokenizer, tmp_path: Path, ours: object, reason: str
+) -> None:
+    byte_level.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    assert config["parlance"] == {"format": 1, "kind": "byte"}
+    file.write_text(json.dumps(config | {"parlance": ours}))
+    with pytest.raises(UserError, match=reason):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"{}", b'{"model": {"type": "BPE"}}', b"\xff\x00"])
+def test_damaged_files_are_refused_in_one_sentence(byte_level: Tokenizer, tmp_path: Path, damage: bytes) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        byte_level.save(tmp_path)
+        (tmp_path / name).write_bytes(damage)
+        if name == "tokenizer_config.json" and damage.startswith(b"{") and damage.endswith(b"}"):
+            continue  # a configuration may say anything, or nothing
+        with pytest.raises(UserError, match=name) as refusal:
+            Tokenizer.load(tmp_path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_what_would_change_ids_is_left_out(bpe: Tokenizer, tmp_path: Path) -> None:
+    """Stored truncation, padding and merges that are dropped at random."""
+    bpe.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.5
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    text = "def indentation(text): return text"
+    assert Tokenizer.load(tmp_path).encode(text) == bpe.encode(text)
 
 
 def test_a_kill_between_the_files_leaves_no_tokenizer(
@@ -223,7 +263,7 @@ def test_a_kill_between_the_files_leaves_no_tokenizer(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_text", killed)
+    monkeypatch.setattr(class_module, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
         byte_level.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"]
@@ -237,3 +277,23 @@ def test_a_missing_configuration_is_named_where_it_is_needed(byte_level: Tokeniz
     file.write_text(file.read_text().replace("<|endoftext|>", "</s>"))
     with pytest.raises(UserError, match=r"no tokenizer_config\.json .* names its eos_token"):
         _ = Tokenizer.load(tmp_path).end_of_text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "char", "word"])
+@pytest.mark.parametrize("pattern", ["parlance", "gpt2", "gpt4", "o200k"])
+def test_bulk_encoding_gives_the_same_ids(texts: list[str], kind: Kind, pattern: PatternName) -> None:
+    if kind != "bpe" and pattern != "parlance":
+        pytest.skip("only bpe has patterns")
+    tokenizer = train_tokenizer(texts, kind, 900, pattern)
+    hard = [
+        *texts,
+        "",
+        "<|endoftext|>",
+        "\ud800 lone",
+        "   \n\t\n  x",
+        "don't DON'T 12345 日本語 e\u0301 👩‍👩‍👧",
+        "\r\n\r\n",
+    ]
+    ids, offsets = tokenizer.encode_arrays(hard)
+    assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == tokenizer.encode_batch(hard)
+    assert (tokenizer._bulk is not None) == (kind == "bpe")

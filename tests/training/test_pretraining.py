@@ -17,7 +17,7 @@ from parlance.models.checkpoints import save_transformer
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training import loop, pretraining
 from parlance.training.loop import Budget
-from parlance.training.objectives import mean_loss
+from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch
 from parlance.training.pretraining import (
     LADDER,
     PretrainingConfig,
@@ -348,3 +348,32 @@ def test_a_checkpoint_is_continued(run, tmp_path):
 def test_what_cannot_be_done_is_a_user_error(run, changes, budget, message):
     with pytest.raises(UserError, match=message):
         run("base", budget, SMALL.model_copy(update={"pilot_share": 0.0, **changes}))
+
+
+def test_packed_documents_train_and_resume_exactly(run, monkeypatch):
+    config = SMALL.model_copy(update={"packing": "best-fit", "pilot_share": 0.0})
+    whole = run("whole", Budget(steps=6), config)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 3)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=6), config)
+    resumed = run("stopped", Budget(steps=6), config, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+    stream = run("stream", Budget(steps=6), SMALL.model_copy(update={"pilot_share": 0.0}))
+    assert not torch.equal(stream.model.embed_tokens.weight, whole.model.embed_tokens.weight)
+
+
+def test_packed_documents_do_not_see_each_other(splits, tiny_transformer):
+    model = tiny_transformer(context_length=64)
+    rows, _ = next(splits[0].packed_batches(2, 64, seed=0))
+    assert len(np.unique(rows.documents[0])) > 1
+    together = NextTokenObjective()(model, packed_batch(rows, CPU))
+    alone = 0.0
+    for row in range(2):
+        for document in np.unique(rows.documents[row]):
+            here = rows.documents[row] == document
+            batch = TokenBatch(
+                torch.from_numpy(rows.inputs[row, here][None]), torch.from_numpy(rows.targets[row, here][None])
+            )
+            alone += NextTokenObjective()(model, batch).loss_sum.item()
+    assert together.loss_sum.item() == pytest.approx(alone, rel=1e-5)

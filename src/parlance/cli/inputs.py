@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from parlance.alignment.reward import Reward
     from parlance.inference.sampling import SamplingConfig
     from parlance.pipeline.recipe import Recipe
+    from parlance.text.preparation import PreparationConfig
     from parlance.text.tokenizers import Tokenizer
     from parlance.training.loop import Budget
 
@@ -107,11 +108,10 @@ def check_inputs(recipe: "Recipe") -> None:
     mistake in them is then found at once, not after the corpus is prepared."""
     from parlance.alignment.preferences import read_rankings
     from parlance.finetuning.demonstrations import read_demonstrations
-    from parlance.text.readers import FileCorpus
+    from parlance.pipeline.stages import named_corpora
 
     torch_device(recipe.device)
-    if recipe.sources:
-        FileCorpus([Path(source) for source in recipe.sources])
+    named_corpora(recipe.sources, recipe.corpus, recipe.skip_bad)
     if recipe.skip_bad:
         return  # broken lines stop nothing, and are counted where they are used
     if recipe.demonstrations is not None:
@@ -120,24 +120,74 @@ def check_inputs(recipe: "Recipe") -> None:
         read_rankings(Path(recipe.preferences))
 
 
+def preparation_of(
+    preset_name: str,
+    *,
+    filters: Sequence[str] | None,
+    languages: Sequence[str] | None,
+    personal_data: str | None,
+    evaluation_sets: Sequence[str] | None,
+    weights: Sequence[str] | None,
+    text_field: str | None,
+    assignments: Sequence[str],
+) -> "PreparationConfig":
+    """The preparation that the options of `parlance corpus prepare` describe."""
+    from parlance.core.config import override, parse_config
+    from parlance.text.preparation import PreparationConfig, preset
+
+    options: dict[str, Any] = {
+        "filters": filters or None,
+        "languages": languages or None,
+        "personal_data": personal_data,
+        "evaluation_sets": _pairs("--decontaminate", evaluation_sets) or None,
+        "weights": {name: _share(name, share) for name, share in _pairs("--weight", weights).items()} or None,
+        "text_field": text_field,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    config = parse_config(PreparationConfig, preset(preset_name).model_dump() | given, where="options")
+    return override(config, assignments)
+
+
+def _pairs(option: str, words: Sequence[str] | None) -> dict[str, str]:
+    """NAME=VALUE words as a dictionary."""
+    pairs: dict[str, str] = {}
+    for word in words or ():
+        name, separator, value = word.partition("=")
+        if not (separator and name and value) or name in pairs:
+            raise UserError(f"{option} {word}: write it as NAME=VALUE, each name once")
+        pairs[name] = value
+    return pairs
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--weight {name}={text}: the share is not a number") from None
+
+
 def tokenizer_for(choice: str, corpus: Path, keep: Path) -> "Tokenizer":
-    """The tokenizer called "byte", "bpe:4096" or by its folder; one that is trained is kept in `keep` and read from
-    there the next time."""
+    """The tokenizer called "byte", "bpe:4096", "char:300", "word:8192" or by its folder; one that is trained is kept in
+    `keep` and read from there the next time."""
     from parlance.core.artifacts import ensure_directory
     from parlance.text.preparation import read_split
-    from parlance.text.tokenizers import Tokenizer, train_tokenizer
+    from parlance.text.tokenizers import Kind, Tokenizer, train_tokenizer
 
     if (keep / "tokenizer.json").exists():
         return Tokenizer.load(keep)
     kind, _, size = choice.partition(":")
+    sized: dict[str, Kind] = {"bpe": "bpe", "char": "char", "word": "word"}
     if choice == "byte":
         tokenizer = train_tokenizer((), "byte")
-    elif kind == "bpe" and size.isascii() and size.isdigit():
-        tokenizer = train_tokenizer((document.text for document in read_split(corpus, "train")), "bpe", int(size))
+    elif kind in sized and size.isascii() and size.isdigit():
+        texts = (document.text for document in read_split(corpus, "train"))
+        tokenizer = train_tokenizer(texts, sized[kind], int(size))
     elif Path(choice).is_dir():
         tokenizer = Tokenizer.load(Path(choice))
     else:
-        raise UserError(f"--tokenizer {choice}: write byte, bpe:4096, or the folder of a tokenizer")
+        raise UserError(
+            f"--tokenizer {choice}: write byte, bpe:4096, char:300, word:8192, or the folder of a tokenizer"
+        )
     tokenizer.save(ensure_directory(keep))
     return tokenizer
 

@@ -153,7 +153,7 @@ def _named(words: list[str]) -> list[str]:
         return []
     command = _COMMANDS[words[0]][1]
     if isinstance(command, typer.Typer):
-        names = {info.callback.__name__ for info in command.registered_commands if info.callback is not None}
+        names = {info.name or getattr(info.callback, "__name__", None) for info in command.registered_commands}
         return words[:2] if set(words[1:2]) & names else words[:1]
     return words[:1]
 

@@ -37,6 +37,14 @@ Budget = Annotated[
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Training steps; repeatable bit for bit, unlike a time budget.")
 ]
+Runner = Annotated[Literal["native", "ray"], typer.Option("--runner", help="native: this machine. ray: a Ray cluster.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="ADDRESS", help="Address of the Ray cluster; none: start one here."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes at a time; none: one a core. Changes no output.")
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to generate.")]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0.0, help="Below 1 bolder, above 1 more varied; 0: always the likeliest.")

@@ -2,7 +2,8 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parlance.core import formatting as form
 from parlance.core.artifacts import read_json
-from parlance.pipeline import report_format as form
+from parlance.core.errors import UserError
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -61,6 +63,17 @@ def print_stage(out: Path, *, json: bool) -> None:
         )
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a prepared corpus. Raises UserError where there is none."""
+    path = folder / "card.json"
+    card = read_json(path) if path.exists() else None
+    if not isinstance(card, dict) or card.get("kind") != "corpus" or "steps" not in card:
+        raise UserError(
+            f"{folder} is not a prepared corpus: it has no card.json; make one with parlance corpus prepare"
+        )
+    return card
+
+
 def print_corpus(folder: Path, card: dict[str, Any], *, json: bool) -> None:
     """The card of a prepared corpus."""
     if json:
@@ -79,21 +92,37 @@ def print_corpus(folder: Path, card: dict[str, Any], *, json: bool) -> None:
     console.print(steps)
     console.print()
     console.print(splits)
-    licences = ", ".join(f"{name} ({form.count(number)})" for name, number in card["licences"].items())
     console.print()
-    console.print(Text(printable(f"licences: {licences}")))
+    lists = {
+        "licences": card["licences"],
+        "not read": (card.get("reading") or {}).get("skipped", {}),
+        "repaired": card.get("normalisation", {}),
+        "languages": {name: row["documents"] for name, row in card.get("languages", {}).items()},
+        "personal data replaced": card.get("personal_data", {}),
+        "contaminated by": card.get("contaminated_by", {}),
+    }
+    for title, counts in lists.items():
+        if counts:
+            words = ", ".join(f"{name} ({form.count(number)})" for name, number in counts.items())
+            console.print(Text(printable(f"{title}: {words}")))
+    for name, row in card.get("mixture", {}).items():
+        share = f"{form.percent(row['fraction'])} of {form.size(row['available_bytes'])}"
+        console.print(Text(printable(f"source {name or 'unnamed'}: {share}, {form.count(row['documents'])} documents")))
     console.print(Text(f"divided: {card['split_method']}"))
     console.print(Text(f"folder: {folder}"))
 
 
-def print_tokens(tokens: Sequence[tuple[int, bytes]], *, json: bool) -> None:
-    """Tokens with their ids and bytes."""
-    if json:
-        rows = [{"id": token, "text": data.decode("utf-8", errors="replace")} for token, data in tokens]
-        print_json({"tokens": rows, "count": len(rows)})
-        return
-    for number, (token, data) in enumerate(tokens):
-        sys.stdout.write(f"{number:>5} {token:>7}  {repr(data)[1:]}\n")
+def print_removed(records: Iterable[dict[str, Any]], number: int) -> None:
+    """The first `number` removed documents of every reason."""
+    shown: Counter[str] = Counter()
+    console = Console()
+    for record in records:
+        shown[record["reason"]] += 1
+        if shown[record["reason"]] <= number:
+            figure = "" if record["figure"] is None else f" ({record['figure']})"
+            console.print()
+            console.print(Text(printable(f"{record['reason']}{figure}: {record['id']}"), style="bold"))
+            console.print(Text(printable(record["text"][:300])))
 
 
 def print_continuation(prompt: str, pieces: Iterable[str]) -> None:

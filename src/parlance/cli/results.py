@@ -15,7 +15,7 @@ from rich.text import Text
 
 from parlance.cli.invocation import program
 from parlance.cli.output import printable
-from parlance.pipeline import report_format as form
+from parlance.core import formatting as form
 from parlance.pipeline.report_files import RunFiles, read_run_files
 
 SAMPLES = 3

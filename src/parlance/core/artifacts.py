@@ -27,12 +27,13 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def _os_errors(action: str, path: Path) -> Iterator[None]:
-    """Turn an `OSError` into the one sentence a user needs."""
+def os_errors(action: str, path: Path) -> Iterator[None]:
+    """Turn an `OSError` in the block into the one sentence a user needs."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        # The system's words: libraries put their own around them.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         if error.errno is None and reason.endswith("written"):
             # How numpy reports a short write: "1000 requested and 512 written", without the cause.
             reason = f"no space left on device? ({reason})"
@@ -41,14 +42,14 @@ def _os_errors(action: str, path: Path) -> Iterator[None]:
 
 def ensure_directory(path: Path) -> Path:
     """Create `path` and its parents where missing; raises UserError where that is impossible."""
-    with _os_errors("create folder", path):
+    with os_errors("create folder", path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically and durably. Raises UserError (full disk, no permission, ...)."""
-    with _os_errors("write", path):
+    with os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + PARTIAL)
         try:
@@ -79,7 +80,7 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object as a line. A kill may cut the line short; readers pass `skip_bad`."""
-    with _os_errors("write", path):
+    with os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -87,7 +88,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError naming the file where it is missing or broken."""
-    with _os_errors("read", path):
+    with os_errors("read", path):
         data = path.read_bytes()
     try:
         return json.loads(data)
@@ -101,7 +102,7 @@ def read_jsonl(path: Path, *, skip_bad: bool = False) -> Iterator[tuple[int, dic
     A line that is not a JSON object raises UserError with file and line number; with `skip_bad` it yields
     (line number, {}) so that the caller can count it.
     """
-    with _os_errors("read", path):
+    with os_errors("read", path):
         file = path.open("rb")
     with file:
         for number, line in enumerate(file, start=1):
@@ -128,15 +129,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     On an error the temporary folder is removed and `path` is as it was.
     """
     temporary = path.with_name(path.name + PARTIAL)
-    with _os_errors("create folder", path):
+    with os_errors("create folder", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir()
     try:
-        with _os_errors("write in", path):
+        with os_errors("write in", path):
             yield temporary
-        with _os_errors("write", path):
+        with os_errors("write", path):
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
@@ -168,5 +169,5 @@ def _sync(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with _os_errors("read", path), path.open("rb") as file:
+    with os_errors("read", path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -99,7 +99,7 @@ def environment() -> dict[str, Any]:
     """Machine and versions, as stored in a run's `environment.json`."""
     import torch
 
-    packages = ("parlance", "torch", "numpy", "numba", "tokenizers", "rustbpe", "safetensors", "pyarrow")
+    packages = ("parlance", "torch", "numpy", "numba", "tokenizers", "safetensors", "pyarrow", "daft")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "platform": platform.platform(),

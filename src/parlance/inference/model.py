@@ -22,7 +22,6 @@ from parlance.models.checkpoints import load_language_model
 from parlance.models.contract import LanguageModel
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
-from parlance.text.documents import utf8_length
 from parlance.text.tokenizers import Tokenizer
 
 MOST_ADVANCED = ("policy", "sft", "base", "ngram")
@@ -78,16 +77,17 @@ class Model:
         # A tokenizer from elsewhere may have no turns.
         turns = {END_OF_TURN} & self.tokenizer.special_tokens.keys()
         stop = {self.tokenizer.end_of_text, *map(self.tokenizer.special_id, turns)}
-        produced: list[int] = []
+        produced = b""
         shown = 0
         for token in stream(self.language_model, tokens, sampling, stop):
-            produced.append(token)
-            text = self.tokenizer.decode(produced)
+            # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
+            produced += self.tokenizer.decode_bytes([token])
+            text = produced.decode("utf-8", errors="replace")
             # A trailing replacement character is most often a character whose last bytes are still to come.
             if len(text) > shown and not text.endswith("�"):
                 yield text[shown:]
                 shown = len(text)
-        text = self.tokenizer.decode(produced)
+        text = produced.decode("utf-8", errors="replace")
         if len(text) > shown:
             yield text[shown:]
 
@@ -95,13 +95,15 @@ class Model:
         """Score a text as a document: its first token is predicted after the end-of-text mark.
 
         A text longer than the context is read in windows that overlap by half, each token scored once, with at least
-        half a context before it. Raises UserError for an empty text.
+        half a context before it. Bytes are those that the tokens stand for: what a vocabulary without them all reads as
+        `<unk>` does not count. Raises UserError for an empty text.
         """
         if not text:
             raise UserError("there is nothing to score: the text is empty")
         tokens = self.tokenizer.encode(text)
         log_probs = document_log_probs(self.language_model, [tokens], self.tokenizer.end_of_text)[0]
-        return Score(-float(log_probs.sum()), len(tokens), utf8_length(text), log_probs.tolist())
+        size = int(self.tokenizer.token_byte_lengths[tokens].sum())
+        return Score(-float(log_probs.sum()), len(tokens), size, log_probs.tolist())
 
 
 def resolve_model_folder(path: Path) -> Path:

@@ -28,6 +28,7 @@ import torch
 from pydantic import Field
 
 from parlance.core.artifacts import read_json, write_json
+from parlance.core.compiled import compiled
 from parlance.core.config import Config, parse_config
 from parlance.core.errors import UserError
 from parlance.models.ngram_counts import (
@@ -37,7 +38,6 @@ from parlance.models.ngram_counts import (
     Integers,
     NGramCounts,
     checked_tokens,
-    compiled,
     count_ngrams,
     estimate_discount,
 )

@@ -12,26 +12,20 @@ Adjusted counts and discounts: S. Chen and J. Goodman, "An empirical study of sm
 modeling" (1998); K. Heafield et al., "Scalable modified Kneser-Ney language model estimation" (2013).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from parlance.core.compiled import compiled
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 
-Kernel = TypeVar("Kernel", bound=Callable[..., object])
 Integers = npt.NDArray[np.integer]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-
-
-def compiled(function: Kernel) -> Kernel:
-    """Compile with numba on first use and keep the machine code on disk; to the type checker it stays the function."""
-    return cast(Kernel, njit(cache=True, nogil=True)(function))
 
 
 class Discount(Config):

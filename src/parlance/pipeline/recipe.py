@@ -5,10 +5,10 @@ demonstrations and preferences replace its parts.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from parlance.alignment.ppo import PPOConfig
 from parlance.alignment.reward_model import RewardModelConfig
@@ -18,6 +18,7 @@ from parlance.finetuning.supervised import FinetuningConfig
 from parlance.inference.sampling import COLDEST
 from parlance.models.ngram import MAX_ORDER
 from parlance.text.preparation import PreparationConfig
+from parlance.text.tokenizers import Kind, PatternName
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget
 from parlance.training.pretraining import PretrainingConfig
 from parlance.training.rates import LearningRates
@@ -26,10 +27,18 @@ from parlance.training.rates import LearningRates
 class TokenizerConfig(Config):
     """The tokenizer of a run."""
 
-    kind: Literal["bpe", "byte"] = "bpe"
-    """Byte-level BPE trained on the training split, or plain bytes."""
-    vocab_size: int = Field(default=4096, ge=260)
-    """Tokens, special ones included (BPE)."""
+    kind: Kind = "bpe"
+    """Byte-level BPE trained on the training split, plain bytes, characters, or words."""
+    vocab_size: int = Field(default=4096, ge=6)
+    """Tokens at most, special ones included; bytes always have 260."""
+    pattern: PatternName = "parlance"
+    """Where BPE never joins across: our own rule, GPT-2's, GPT-4's or GPT-4o's."""
+
+    @model_validator(mode="after")
+    def _holds_the_bytes(self) -> Self:
+        if self.kind == "bpe" and self.vocab_size < 260:
+            raise ValueError("vocab_size of bpe is at least 260: the bytes and four special tokens")
+        return self
 
 
 class TaskConfig(Config):

@@ -15,9 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from parlance.core.artifacts import write_text
+from parlance.core.formatting import text
 from parlance.pipeline import report_charts, report_goals, report_sections
 from parlance.pipeline.report_files import RunFiles, read_run_files
-from parlance.pipeline.report_format import text
 
 
 def write_report(run_directory: Path) -> Path:

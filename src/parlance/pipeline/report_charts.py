@@ -6,10 +6,10 @@ charts = loss_charts(run)      # [] for a run without metrics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parlance.pipeline import report_format as form
+from parlance.core import formatting as form
+from parlance.core.formatting import listing, mapping, number, text
 from parlance.pipeline.report_figures import Band, Point, Series, line_chart
 from parlance.pipeline.report_files import RunFiles
-from parlance.pipeline.report_format import listing, mapping, number, text
 
 
 @dataclass(frozen=True)

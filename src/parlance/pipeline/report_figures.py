@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from parlance.pipeline.report_format import compact
+from parlance.core.formatting import compact
 
 Point = tuple[float, float]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from parlance.core.artifacts import read_json, read_jsonl
 from parlance.core.errors import UserError
-from parlance.pipeline.report_format import mapping, number, text
+from parlance.core.formatting import mapping, number, text
 
 DOCUMENTS = (
     "summary.json",

@@ -10,9 +10,9 @@ or missed by the whole interval and unclear where the limit lies inside it.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from parlance.pipeline import report_format as form
+from parlance.core import formatting as form
+from parlance.core.formatting import interval, mapping, number, text
 from parlance.pipeline.report_files import RunFiles
-from parlance.pipeline.report_format import interval, mapping, number, text
 from parlance.pipeline.report_sections import best_models, simulated
 
 Verdict = Literal["met", "missed", "unclear"]

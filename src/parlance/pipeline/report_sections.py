@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parlance.pipeline import report_format as form
+from parlance.core import formatting as form
+from parlance.core.formatting import interval, listing, mapping, number, text
 from parlance.pipeline.report_files import RunFiles
-from parlance.pipeline.report_format import interval, listing, mapping, number, text
 
 STAGES = {
     "ngram": "n-gram model",

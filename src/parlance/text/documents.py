@@ -7,7 +7,7 @@ A `Document` is one text with a name, an origin and free metadata; as JSON it is
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
@@ -64,6 +64,8 @@ class ReadingReport:
     """UTF-8 bytes of their texts."""
     replaced: int = 0
     """Undecodable byte sequences and lone surrogates that became U+FFFD."""
+    encodings: Counter[str] = field(default_factory=Counter)
+    """Files and pages in another encoding than UTF-8, by encoding."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Files or records that were not read, counted by reason."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
@@ -80,15 +82,36 @@ class ReadingReport:
         self.documents += 1
         self.bytes += utf8_length(text)
 
-    def to_json(self) -> dict[str, Any]:
-        """The counts, without the list of names."""
-        return {
+    def merge(self, other: "ReadingReport") -> None:
+        """Add the report of what was read after this."""
+        self.files += other.files
+        self.documents += other.documents
+        self.bytes += other.bytes
+        self.replaced += other.replaced
+        self.encodings.update(other.encodings)
+        self.skipped.update(other.skipped)
+        self.left_out += other.left_out[: LEFT_OUT_LIMIT - len(self.left_out)]
+
+    def to_json(self, *, full: bool = False) -> dict[str, Any]:
+        """The counts; with the list of names where `full`."""
+        counts = {
             "files": self.files,
             "documents": self.documents,
             "bytes": self.bytes,
             "replaced": self.replaced,
+            "encodings": dict(sorted(self.encodings.items())),
             "skipped": dict(sorted(self.skipped.items())),
         }
+        return counts | {"left_out": [list(pair) for pair in self.left_out]} if full else counts
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json(full=True)`."""
+        counts = {name: record[name] for name in ("files", "documents", "bytes", "replaced")}
+        left_out = [(name, reason) for name, reason in record["left_out"]]
+        return cls(
+            **counts, encodings=Counter(record["encodings"]), skipped=Counter(record["skipped"]), left_out=left_out
+        )
 
 
 @runtime_checkable
@@ -98,6 +121,31 @@ class ReportingCorpus(Protocol):
     report: ReadingReport
 
     def __iter__(self) -> Iterator[Document]: ...
+
+
+class Shard(Protocol):
+    """A part of a corpus that another process or machine can read."""
+
+    def read(self, report: ReadingReport) -> Iterator[Document]:
+        """The documents, counted in `report`."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON for `parlance.text.shards.open_shard`, with `kind`, `index` and `bytes` (as stored)."""
+        ...
+
+
+@runtime_checkable
+class ShardedCorpus(Protocol):
+    """A corpus that can be read in shards: their documents, one shard after the other, are those of the corpus."""
+
+    report: ReadingReport
+
+    def __iter__(self) -> Iterator[Document]: ...
+
+    def shards(self, target_bytes: int) -> Sequence[Shard]:
+        """The shards, about `target_bytes` stored bytes each; `report` is then what no shard will report."""
+        ...
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:

@@ -4,11 +4,14 @@ By group where that works: whole groups (a module, a file, a record) go to one s
 has a twin in the training data. By position where groups are too few or too uneven for that, such as a single book:
 every document's end is held out.
 
-    assign_groups({"decimal": 230_000, "json": 48_000, ...}, validation=0.04, test=0.06, seed=0)
+    keys = np.array([group_key(seed, name) for name in ("decimal", "json", ...)], dtype=np.uint64)
+    assign_groups(keys, np.array([230_000, 48_000, ...]), validation=0.04, test=0.06)
 """
 
 import hashlib
-from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,39 +23,44 @@ SHORT = 1000
 """Documents below this many characters are not cut by position as long as there is a longer one."""
 
 
-def assign_groups(sizes: Mapping[str, int], validation: float, test: float, seed: int) -> dict[str, str] | None:
-    """The split of every group, or None where whole groups cannot give splits of about the wanted shares.
+def assign_groups(
+    keys: NDArray[np.uint64], sizes: NDArray[np.int64], validation: float, test: float
+) -> NDArray[np.int8] | None:
+    """The split of every group as its place in `SPLITS`, or None where whole groups cannot give about these shares.
 
-    `sizes`: bytes of each group. The groups are put in the order of a hash of seed and name; test and then validation
-    take, in that order, every group that still fits into their share of the bytes, or the smallest group that is left
-    where none fits. The rest is for training.
+    `keys`: the `group_key` of each group, distinct; `sizes`: its bytes. In the order of the keys, test and then
+    validation take every group that still fits into their share of the bytes, or the smallest group that is left where
+    none fits. The rest is for training.
     """
-    if len(sizes) < 3:
+    if len(keys) < 3:
         return None
-    total = sum(sizes.values())
-    left = sorted(sizes, key=lambda group: (_hash(seed, group), group))
-    assigned = {}
+    total = int(sizes.sum())
+    assigned = np.zeros(len(keys), dtype=np.int8)
+    left = np.argsort(keys, kind="stable").tolist()
+    bytes_of = sizes.tolist()
     for split, share in (("test", test), ("validation", validation)):
         taken, room = [], share * total
         for group in left:
-            if sizes[group] <= room:
+            if bytes_of[group] <= room:
                 taken.append(group)
-                room -= sizes[group]
+                room -= bytes_of[group]
         if not taken:
-            taken = [min(left, key=lambda group: sizes[group])]
-        if sum(sizes[group] for group in taken) < LEAST_HELD_OUT * share * total:
+            taken = [min(left, key=lambda group: bytes_of[group])]
+        if sum(bytes_of[group] for group in taken) < LEAST_HELD_OUT * share * total:
             return None
-        assigned.update(dict.fromkeys(taken, split))
-        left = [group for group in left if group not in assigned]
+        assigned[taken] = SPLITS.index(split)
+        left = [group for group in left if not assigned[group]]
         if not left:
             return None
-    if sum(sizes[group] for group in left) < LEAST_TRAIN * total:
+    if sum(bytes_of[group] for group in left) < LEAST_TRAIN * total:
         return None
-    return {**assigned, **dict.fromkeys(left, "train")}
+    return assigned
 
 
-def _hash(seed: int, group: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{group}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def group_key(seed: int, group: str) -> int:
+    """The place of a group in a random order of all groups: 64 bits of a hash of seed and name."""
+    digest = hashlib.blake2b(f"{seed}:{group}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def cut_by_position(text: str, validation: float, test: float) -> dict[str, tuple[int, int]]:

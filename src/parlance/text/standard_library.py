@@ -25,8 +25,10 @@ import os
 import platform
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from parlance.core.errors import UserError
 from parlance.core.progress import Progress
@@ -35,6 +37,8 @@ from parlance.text.documents import Document, ReadingReport, cannot_read
 LICENCE = "PSF-2.0"
 TABLE_SHARE = 0.75
 """Share of a file's bytes that are assigned literals, from which on the file counts as a table."""
+SHARD_BYTES = 4 << 20
+"""Bytes of a shard, about: parsing what is read takes longer than reading it."""
 
 _TEST_FOLDERS = {"test", "tests", "idle_test", "__phello__"}
 _FOREIGN_FOLDERS = {"site-packages", "dist-packages"}
@@ -64,23 +68,84 @@ class StandardLibraryCorpus:
         self.report = report = ReadingReport()
         with Progress("read", unit="files") as progress:
             for path in _python_files(self.root):
-                name = path.relative_to(self.root).as_posix()
-                reason = reason_by_path(name)
-                data = b"" if reason else _content(path)
-                reason = reason or reason_by_content(data)
-                if reason:
-                    report.skip(reason, name)
-                    continue
-                report.files += 1
-                text = data.decode("utf-8-sig")
-                report.count(text)
-                progress.update(1)
-                yield Document(name, text, self.source, {"group": module_group(name), "licence": LICENCE})
+                for document in self._read(path, report):
+                    progress.update(1)
+                    yield document
         if not report.bytes:
-            raise UserError(
-                f"this Python has no source files of its standard library under {self.root}; "
-                "name your own text files or folders instead"
-            )
+            raise self._no_files()
+
+    def shards(self, target_bytes: int = SHARD_BYTES) -> list["LibraryShard"]:
+        """The modules in shards of about `target_bytes` each; nothing is opened. Raises UserError for no file."""
+        self.report = report = ReadingReport()
+        shards: list[LibraryShard] = []
+        names: list[str] = []
+        size = 0
+        for path in _python_files(self.root):
+            name = path.relative_to(self.root).as_posix()
+            if reason := reason_by_path(name):
+                report.skip(reason, name)
+                continue
+            stored = path.stat().st_size
+            if names and size + stored > target_bytes:
+                shards.append(LibraryShard(len(shards), str(self.root), tuple(names), size, self.source))
+                names, size = [], 0
+            names.append(name)
+            size += stored
+        if names:
+            shards.append(LibraryShard(len(shards), str(self.root), tuple(names), size, self.source))
+        if not shards:
+            raise self._no_files()
+        return shards
+
+    def _read(self, path: Path, report: ReadingReport) -> Iterator[Document]:
+        name = path.relative_to(self.root).as_posix()
+        if reason := reason_by_path(name):
+            report.skip(reason, name)
+        else:
+            yield from _read_module(path, name, self.source, report)
+
+    def _no_files(self) -> UserError:
+        return UserError(
+            f"this Python has no source files of its standard library under {self.root}; "
+            "name your own text files or folders instead"
+        )
+
+
+@dataclass(frozen=True)
+class LibraryShard:
+    """Some modules of a standard library."""
+
+    index: int
+    root: str
+    names: tuple[str, ...]
+    bytes: int
+    source: str
+
+    def read(self, report: ReadingReport) -> Iterator[Document]:
+        """The documents, counted in `report`."""
+        for name in self.names:
+            yield from _read_module(Path(self.root) / name, name, self.source, report)
+
+    def to_json(self) -> dict[str, Any]:
+        """The shard as a JSON object."""
+        return {"kind": "standard library", **asdict(self), "names": list(self.names)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; other keys are ignored."""
+        return cls(record["index"], record["root"], tuple(record["names"]), record["bytes"], record["source"])
+
+
+def _read_module(path: Path, name: str, source: str, report: ReadingReport) -> Iterator[Document]:
+    """The file as a document, unless its content is no source code to learn from."""
+    data = _content(path)
+    if reason := reason_by_content(data):
+        report.skip(reason, name)
+        return
+    report.files += 1
+    text = data.decode("utf-8-sig")
+    report.count(text)
+    yield Document(name, text, source, {"group": module_group(name), "licence": LICENCE})
 
 
 def _content(path: Path) -> bytes:

@@ -7,11 +7,13 @@ same gradient.
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parlance.models.padding import MULTIPLE
-from parlance.models.transformer import Transformer
+from parlance.models.transformer import Layout, Transformer
+from parlance.text.packing import PackedBatch
 
 IGNORE = -100
 """Target of a position that is not in the loss."""
@@ -48,6 +50,8 @@ class TokenBatch:
     """(B, T) int64, padded on the right."""
     targets: Tensor
     """(B, T) int64; `IGNORE` where there is nothing to predict."""
+    layout: Layout | None = None
+    """Positions and attention of packed documents; None: one text a row."""
 
 
 def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class NextTokenObjective:
         self.cross_entropy = cross_entropy_sum
 
     def __call__(self, model: Transformer, batch: TokenBatch) -> LossTerms:
-        hidden = model.hidden(batch.inputs).flatten(0, 1)
+        hidden = model.hidden(batch.inputs, layout=batch.layout).flatten(0, 1)
         targets = batch.targets.flatten().to(hidden.device)
         if bool((targets == IGNORE).any()):
             kept = (targets != IGNORE).nonzero().squeeze(1)
@@ -82,6 +86,16 @@ class NextTokenObjective:
 def token_batch(tokens: Tensor) -> TokenBatch:
     """Windows (B, T + 1) as inputs (B, T) and the targets one to the right."""
     return TokenBatch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def packed_batch(rows: PackedBatch, device: torch.device) -> TokenBatch:
+    """Documents that share rows; none sees another, and each begins at position 0."""
+    documents = torch.from_numpy(rows.documents).to(device)
+    T = documents.shape[1]
+    same = documents[:, :, None] == documents[:, None, :]
+    mask = same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    layout = Layout(torch.from_numpy(rows.positions).to(device).long(), mask)
+    return TokenBatch(torch.from_numpy(rows.inputs).to(device), torch.from_numpy(rows.targets).to(device), layout)
 
 
 def mean_loss(model: Transformer, batches: list[TokenBatch], objective: "NextTokenObjective | None" = None) -> float:

@@ -26,11 +26,12 @@ from parlance.core.progress import say
 from parlance.models.checkpoints import load_transformer
 from parlance.models.transformer import Transformer, TransformerConfig
 from parlance.scaling.power_law import fit_power_law
+from parlance.text.packing import Packing
 from parlance.text.token_dataset import TokenDataset
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.compilation import WORTH_SECONDS, compile_training
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
-from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, token_batch
+from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch, token_batch
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
 from parlance.training.trainer import Trainer, TrainingConfig
@@ -54,6 +55,9 @@ class PretrainingConfig(Config):
     """Share the embedding with the output head."""
     batch_size: int = Field(default=8, ge=1)
     """Windows a step."""
+    packing: Packing = "stream"
+    """Windows cut from one stream of all documents, or whole documents packed into rows (best-fit), each seeing itself
+    only. Packing tears fewer documents, pads some of every row, and computes more slowly."""
     tokens_per_parameter: float = Field(default=0.2, gt=0)
     """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
     pilot_share: float = Field(default=0.08, ge=0, le=0.5)
@@ -201,17 +205,21 @@ def pretrain(
             model.load_state_dict(load_transformer(initial).state_dict())
         return model
 
+    def batches(state: Any) -> Iterator[tuple[TokenBatch, Any]]:
+        size, length = config.batch_size, config.context_length
+        if config.packing == "best-fit":
+            for packed, after in train.packed_batches(size, length, seed=seed, state=state):
+                yield packed_batch(packed, device), after
+        else:
+            for rows, after in train.batches(size, length, seed=seed, state=state):
+                yield _to(token_batch(torch.from_numpy(rows)), device), after
+
     model, objective = start(), NextTokenObjective()
     checks = validation_batches(validation, config, device)
-    (windows, _) = next(train.batches(config.batch_size, config.context_length, seed=seed))
     worth = budget.seconds is not None and budget.seconds >= WORTH_SECONDS
     compiled = (worth if config.compile is None else config.compile) and compile_training(
-        model, objective, _to(token_batch(torch.from_numpy(windows)), device)
+        model, objective, next(batches(None))[0]
     )
-
-    def batches(state: Any) -> Iterator[tuple[TokenBatch, Any]]:
-        for rows, after in train.batches(config.batch_size, config.context_length, seed=seed, state=state):
-            yield _to(token_batch(torch.from_numpy(rows)), device), after
 
     def optimizer() -> Optimizer:
         return Optimizer(parameter_groups(model, config.rates), model.compute_dtype)

@@ -1,0 +1,61 @@
+"""Which vocabularies the compiled encoder of `parlance.text.bpe` knows how to encode with, for large amounts of text.
+
+    encoder = bulk_encoder(json.loads(backend.to_str()))     # None: only `tokenizers` knows
+
+It knows byte-level BPE that cuts by one of our patterns or GPT-2's and whose tokens are numbered in the order of their
+merges, so that joining by the lowest id and joining by the first merge are the same (see `bpe.encoding`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from parlance.text.bpe import patterns as bpe_patterns
+from parlance.text.bpe.encoding import Encoder
+from parlance.text.tokenizers.byte_characters import to_bytes
+from parlance.text.tokenizers.patterns import PATTERNS
+
+BULK_NAMES: dict[str, bpe_patterns.PatternName] = {
+    PATTERNS["parlance"]: "parlance",
+    PATTERNS["gpt2"]: "gpt2",
+    PATTERNS["gpt4"]: "gpt4",
+    PATTERNS["o200k"]: "gpt4o",
+}
+"""The compiled scanner of each regular expression."""
+
+
+def bulk_encoder(content: Mapping[str, Any]) -> Encoder | None:
+    """The compiled encoder for the content of a `tokenizer.json`, or None where it would not give the same ids."""
+    model = content["model"]
+    pattern = _pattern(content.get("pre_tokenizer"))
+    plain = not (model.get("unk_token") or model.get("dropout") or model.get("byte_fallback"))
+    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    words = [token for token in content["added_tokens"] if not token["special"]]
+    if model["type"] != "BPE" or content.get("normalizer") or pattern is None or not plain or affixes or words:
+        return None
+    vocab: dict[str, int] = model["vocab"]
+    before = -1
+    for merge in model["merges"]:
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        index = vocab.get(left + right, -1)
+        if index <= before:
+            return None
+        before = index
+    if len(vocab) != 256 + len(model["merges"]):
+        return None
+    ranks = [b""] * (max(vocab.values()) + 1)
+    for name, index in vocab.items():
+        ranks[index] = to_bytes(name)
+    return Encoder(ranks, pattern)
+
+
+def _pattern(pre_tokenizer: Any) -> bpe_patterns.PatternName | None:
+    """The pattern by which a pre-tokenizer cuts, where it does nothing else but spell bytes as characters."""
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer and pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    if not steps or not steps[-1] or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return None
+    if len(steps) == 1:
+        return "gpt2" if steps[0]["use_regex"] else None
+    first = steps[0]
+    if len(steps) > 2 or first["type"] != "Split" or first["behavior"] != "Isolated" or first["invert"]:
+        return None
+    return None if steps[1]["use_regex"] else BULK_NAMES.get(first["pattern"].get("Regex", ""))
