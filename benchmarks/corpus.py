@@ -76,7 +76,7 @@ def sentences(data: Path) -> list[str]:
     """Sentences of 20 to 400 characters from real prose."""
     texts = [gzip.decompress(path.read_bytes()).decode() for path in sorted(data.glob("gutenberg_ml5/*.txt.gz"))]
     for path in sorted(data.glob("imdb/*.jsonl.gz")):
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        lines = gzip.decompress(path.read_bytes()).decode().strip().split("\n")
         texts += [json.loads(line)["text"].replace("<br />", " ") for line in lines]
     joined = re.sub(r"\s+", " ", " ".join(texts))
     return [s for s in re.split(r"(?<=[.!?]) ", joined) if 20 <= len(s) <= 400 and "{" not in s]
@@ -161,7 +161,8 @@ def _pss(pid: int) -> int:
 def run_ours(folder: Path, out: Path, options: list[str]) -> dict[str, Any]:
     """One `parlance corpus prepare`: seconds, peak memory, card."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "parlance.cli.main", "corpus", "prepare", str(folder), "--out", str(out), "--json"]
+    program = str(Path(sys.executable).with_name("parlance"))
+    command = [program, "corpus", "prepare", str(folder), "--out", str(out), "--json"]
     start = time.perf_counter()
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     memory = Memory(process.pid)
@@ -170,7 +171,7 @@ def run_ours(folder: Path, out: Path, options: list[str]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(errors[-2000:])
     steps = {match[1]: float(match[2]) for match in re.finditer(r"^(\S+)\s.* in ([\d.]+) s", errors, re.MULTILINE)}
-    return {"seconds": seconds, "peak_memory": peak, "card": json.loads(output.splitlines()[-1]), "steps": steps}
+    return {"seconds": seconds, "peak_memory": peak, "card": json.loads(output.strip().split("\n")[-1]), "steps": steps}
 
 
 def ours_options() -> list[str]:

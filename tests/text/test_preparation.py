@@ -329,3 +329,28 @@ def test_repeated_spans_are_cut_but_for_the_first(tmp_path: Path) -> None:
     assert all(prose(150, i) in texts[f"d{i:02}"] for i in range(40))
     assert card["steps"][-1]["step"] == "repeated spans"
     assert card["steps"][-2]["bytes"] - card["steps"][-1]["bytes"] >= 39 * len(boilerplate)
+
+
+def test_what_was_removed_shows_no_personal_data_either(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", prose(50, i), "s") for i in range(40)]
+    leak = f"{prose(40, 99)} jane.roe@example.org"
+    documents += [
+        Document("copy", leak, "s"),
+        Document("longer copy", f"{leak} ", "s"),
+        Document("bad", f"\x00\x01 {leak}"[:30] + " jane.roe@example.org", "s"),
+    ]
+    config = PreparationConfig(personal_data="placeholder", max_undecodable=0.01)
+    prepare_corpus(ListCorpus(documents), tmp_path / "c", config)
+    assert {row["reason"] for row in read_removed(tmp_path / "c")} == {"exact duplicate", "undecodable"}
+    assert all(b"jane.roe" not in path.read_bytes() for path in (tmp_path / "c").iterdir())
+
+
+def test_settings_are_checked_before_any_work(tmp_path: Path) -> None:
+    corpus = ListCorpus([Document("a", prose(100, 0), "s")])
+    with pytest.raises(UserError, match="does not know tlh; it knows af, als"):
+        prepare_corpus(corpus, tmp_path / "c", PreparationConfig(languages=("en", "tlh")))
+    with pytest.raises(UserError, match="pseudonyms need a key"):
+        prepare_corpus(corpus, tmp_path / "c", PreparationConfig(personal_data="pseudonym"))
+    with pytest.raises(UserError, match="cannot read"):
+        prepare_corpus(corpus, tmp_path / "c", PreparationConfig(personal_data="pseudonym", pseudonym_key="nowhere"))
+    assert list(tmp_path.iterdir()) == []

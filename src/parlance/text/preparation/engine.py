@@ -114,10 +114,11 @@ class Engine:
             renamed = [col(column).alias(name) for column, name in zip(columns, names, strict=True)]
             parts.append(frame.select(col("number"), *renamed, self._daft.lit(place).alias("place")))
         rows = functools.reduce(lambda first, second: first.concat(second), parts).where(col(names[0]) != 0)
+        number = col("number")
         groups = rows.groupby("place", *names).agg(
-            col("number").min().alias("low"), col("number").list_agg().alias("numbers")
+            number.min().alias("low"), number.count().alias("size"), number.list_agg().alias("numbers")
         )
-        pairs = groups.where(col("numbers").list_count() > 1).select("low", "numbers").explode("numbers")
+        pairs = groups.where(col("size") > 1).select("low", "numbers").explode("numbers")
         pairs = pairs.select("low", col("numbers").alias("number")).where(col("low") != col("number"))
         _write(pairs, out)
 

@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parlance.core.artifacts import write_json
+from parlance.core.artifacts import os_errors, write_json
 from parlance.text.documents import Document, ReadingReport, utf8_length
 from parlance.text.preparation.config import PreparationConfig
 from parlance.text.preparation.work_folder import NUMBER_BITS, WorkFolder, growing
 from parlance.text.shards import open_shard
 from parlance.text.splits import SHORT, group_key
+
+if TYPE_CHECKING:
+    from parlance.text.pii import Redactor
 
 FLUSH_BYTES = 4 << 20
 """Text that is collected before it is fingerprinted and written."""
@@ -68,10 +71,40 @@ class Tally:
                 setattr(self, name, mine + value)
 
 
-def removed_record(document: Document, reason: str, figure: float | None, keep: int, **details: Any) -> dict[str, Any]:
-    """A line of `removed.jsonl`: what was removed, why, and the first `keep` characters of it."""
-    record = {"id": document.id, "source": document.source, "reason": reason, "figure": figure}
-    return {**record, **details, "text": document.text[:keep]}
+class Removals:
+    """Lines of `removed.jsonl`: what was removed, why, and how it begins, without its personal data."""
+
+    def __init__(self, config: PreparationConfig) -> None:
+        self._keep = config.removed_characters
+        self.redactor = open_redactor(config)
+
+    def record(self, document: Document, reason: str, figure: float | None, **details: Any) -> dict[str, Any]:
+        """The line of one document."""
+        text = document.text[: self._keep]
+        if self.redactor is not None:
+            text = self.redactor.redact(text).text
+        return {
+            "id": document.id,
+            "source": document.source,
+            "reason": reason,
+            "figure": figure,
+            **details,
+            "text": text,
+        }
+
+
+def open_redactor(config: PreparationConfig) -> "Redactor | None":
+    """What replaces personal data, where `config` asks for it. Raises UserError for a key that cannot be read."""
+    if config.personal_data == "keep":
+        return None
+    from parlance.text.pii import Redactor
+
+    key = None
+    if config.pseudonym_key is not None:
+        path = Path(config.pseudonym_key)
+        with os_errors("read", path):
+            key = path.read_bytes().strip()
+    return Redactor(config.pii, mode=config.personal_data, key=key)
 
 
 class Judge:
@@ -82,6 +115,7 @@ class Judge:
         from parlance.text.minhash import MinHasher
 
         self._work, self._config, self._plan = work, config, plan
+        self._removals = Removals(config)
         self._languages = None
         if config.languages or config.identify_languages:
             from parlance.text.languages import LanguageIdentifier
@@ -106,7 +140,7 @@ class Judge:
 
             def refuse(document: Document, check: str, reason: str, figure: float | None, **details: Any) -> None:
                 tally.remove(check, document, reason)
-                record = removed_record(document, reason, figure, self._config.removed_characters, **details)
+                record = self._removals.record(document, reason, figure, **details)
                 removed.write(json.dumps(record, ensure_ascii=False) + "\n")
 
             origin = self._plan["shards"][index].get("origin", "")

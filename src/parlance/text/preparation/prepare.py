@@ -42,7 +42,7 @@ from parlance.text.preparation.datasheet import render_datasheet
 from parlance.text.preparation.decisions import decide
 from parlance.text.preparation.duplicates import find_duplicates, find_repeated_spans
 from parlance.text.preparation.engine import JUDGE, WRITE, Engine
-from parlance.text.preparation.judging import Tally
+from parlance.text.preparation.judging import Tally, open_redactor
 from parlance.text.preparation.work_folder import WorkFolder
 from parlance.text.preparation.writing import Outcome, join_shards
 from parlance.text.readers import FileCorpus
@@ -80,6 +80,7 @@ def prepare_corpus(
             f"the weights are for {', '.join(sorted(config.weights))}, the named sources are "
             f"{', '.join(sorted(named)) or 'none'}; give each source a name and a weight"
         )
+    _check(config)
     engine = engine or Engine()
     work = WorkFolder.beside(out)
     plan = _begin(work, named, config, seed, resume=resume)
@@ -96,6 +97,17 @@ def prepare_corpus(
         raise
     shutil.rmtree(work.path)
     return card
+
+
+def _check(config: PreparationConfig) -> None:
+    """Raise UserError for settings that some worker would refuse later."""
+    open_redactor(config)
+    if config.languages:
+        from parlance.text.languages import LanguageIdentifier
+
+        known = LanguageIdentifier(Path(config.language_model) if config.language_model else None).languages
+        if unknown := sorted(set(config.languages) - set(known)):
+            raise UserError(f"the language model does not know {', '.join(unknown)}; it knows {', '.join(known)}")
 
 
 class _HopelessError(UserError):

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parlance.core.artifacts import read_json, write_json
-from parlance.text.documents import Document, cannot_read, utf8_length
+from parlance.text.documents import Document, utf8_length
 from parlance.text.preparation.config import PreparationConfig
 from parlance.text.preparation.decisions import BY_POSITION, NOT_DRAWN
-from parlance.text.preparation.judging import Tally, removed_record
+from parlance.text.preparation.judging import Removals, Tally
 from parlance.text.preparation.work_folder import NUMBER_BITS, WorkFolder, growing
 from parlance.text.splits import SHORT, SPLITS, cut_by_position
 
@@ -83,12 +83,7 @@ class Writer:
     def __init__(self, work: WorkFolder, config: PreparationConfig) -> None:
         self._work, self._config = work, config
         self._has_long = bool(read_json(work.decided)["has_long"])
-        self._redactor = None
-        if config.personal_data != "keep":
-            from parlance.text.pii import Redactor
-
-            key = None if config.pseudonym_key is None else read_key(Path(config.pseudonym_key))
-            self._redactor = Redactor(config.pii, mode=config.personal_data, key=key)
+        self._removals = Removals(config)
 
     def write_shard(self, index: int) -> dict[str, Any]:
         """Write the lines of shard `index` for every split, and what was removed; returns what was written."""
@@ -106,9 +101,7 @@ class Writer:
                     reason = NOT_DRAWN_REASON if destination == NOT_DRAWN else row["reason"]
                     details = {} if row["stays"] is None else {"stays": row["stays"]}
                     tally.remove(reason, document)
-                    record = removed_record(
-                        document, reason, row["similarity"], self._config.removed_characters, **details
-                    )
+                    record = self._removals.record(document, reason, row["similarity"], **details)
                     _write_line(files["removed"], record)
                     continue
                 document = self._finished(document, row["spans"], tally, outcome)
@@ -161,8 +154,8 @@ class Writer:
 
             text = without_spans(text, pieces(text).starts, np.array(spans))
             tally.edited_bytes["repeated spans"] += utf8_length(document.text) - utf8_length(text)
-        if self._redactor is not None:
-            redaction = self._redactor.redact(text)
+        if self._removals.redactor is not None:
+            redaction = self._removals.redactor.redact(text)
             if redaction.counts:
                 outcome.personal_data.update(redaction.counts)
                 tally.edited_bytes["personal data"] += utf8_length(text) - utf8_length(redaction.text)
@@ -182,14 +175,6 @@ class Writer:
             ).items():
                 metadata = {**document.metadata, "group": document.group, "characters": [start, end]}
                 yield split, Document(f"{document.id}#{split}", document.text[start:end], document.source, metadata)
-
-
-def read_key(path: Path) -> bytes:
-    """The secret behind pseudonyms. Raises UserError where the file cannot be read."""
-    try:
-        return path.read_bytes().strip()
-    except OSError as error:
-        raise cannot_read(path, error) from error
 
 
 def join_shards(work: WorkFolder, folder: Path, shards: int, *, shuffle: bool) -> dict[str, int]:
