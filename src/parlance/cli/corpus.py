@@ -79,8 +79,9 @@ def prepare(
     """
     from parlance.cli import inputs, output
     from parlance.cli.stage_folder import new_folder
-    from parlance.pipeline.stages import make_corpus
+    from parlance.text.preparation import prepare_corpus
     from parlance.text.preparation.engine import Engine
+    from parlance.text.preparation.sources import named_corpora
 
     if not resume or not (out / "card.json").exists():
         new_folder(out)
@@ -94,11 +95,10 @@ def prepare(
         text_field=text_field,
         assignments=assignments or [],
     )
-    make_corpus(
-        sources or [],
+    prepare_corpus(
+        named_corpora(sources or [], skip_bad=skip_bad, text_field=config.text_field),
         out,
         config,
-        skip_bad=skip_bad,
         seed=seed,
         engine=Engine(runner, ray_address=ray_address, workers=workers),
         resume=resume,

@@ -108,10 +108,10 @@ def check_inputs(recipe: "Recipe") -> None:
     mistake in them is then found at once, not after the corpus is prepared."""
     from parlance.alignment.preferences import read_rankings
     from parlance.finetuning.demonstrations import read_demonstrations
-    from parlance.pipeline.stages import named_corpora
+    from parlance.text.preparation.sources import named_corpora
 
     torch_device(recipe.device)
-    named_corpora(recipe.sources, recipe.corpus, recipe.skip_bad)
+    named_corpora(recipe.sources, skip_bad=recipe.skip_bad)
     if recipe.skip_bad:
         return  # broken lines stop nothing, and are counted where they are used
     if recipe.demonstrations is not None:

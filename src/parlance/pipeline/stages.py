@@ -48,12 +48,9 @@ from parlance.models.transformer import Transformer
 from parlance.pipeline.division import divide_prompts, prompt_key
 from parlance.pipeline.recipe import PolicyConfig, TaskConfig, TokenizerConfig
 from parlance.text.chat_template import encode_chat
-from parlance.text.documents import Corpus
 from parlance.text.preparation import PreparationConfig, prepare_corpus, read_split
-from parlance.text.preparation.engine import Engine
-from parlance.text.readers import FileCorpus
+from parlance.text.preparation.sources import named_corpora
 from parlance.text.splits import SPLITS
-from parlance.text.standard_library import StandardLibraryCorpus
 from parlance.text.token_dataset import TokenDataset, tokenize_corpus
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
 from parlance.training.checkpointing import TrainingStates
@@ -86,32 +83,12 @@ def open_transformer(folder: Path, device: torch.device) -> Transformer:
 
 
 def make_corpus(
-    sources: Sequence[str],
-    out: Path,
-    config: PreparationConfig,
-    *,
-    skip_bad: bool,
-    seed: int,
-    engine: Engine | None = None,
-    resume: bool = True,
+    sources: Sequence[str], out: Path, config: PreparationConfig, *, skip_bad: bool, seed: int
 ) -> dict[str, Any]:
-    """Read, filter, deduplicate and divide; no sources: the Python standard library. NAME=SOURCE names a source."""
-    card = prepare_corpus(
-        named_corpora(sources, config, skip_bad), out, config, seed=seed, engine=engine, resume=resume
-    )
+    """Read, filter, deduplicate and divide; what a killed process has done is not done again."""
+    corpora = named_corpora(sources, skip_bad=skip_bad, text_field=config.text_field)
+    card = prepare_corpus(corpora, out, config, seed=seed, resume=True)
     return {"splits": card["splits"]}
-
-
-def named_corpora(sources: Sequence[str], config: PreparationConfig, skip_bad: bool) -> dict[str, Corpus]:
-    """The sources by name, in the order of their first mention; those without a name are one called ""."""
-    paths: dict[str, list[Path]] = {}
-    for source in sources:
-        name, separator, path = source.partition("=")
-        named = bool(separator) and name.isidentifier() and not Path(source).exists()
-        paths.setdefault(name if named else "", []).append(Path(path if named else source))
-    if not paths:
-        return {"": StandardLibraryCorpus()}
-    return {name: FileCorpus(group, skip_bad=skip_bad, text_field=config.text_field) for name, group in paths.items()}
 
 
 def make_tokenizer(corpus: Path, out: Path, tokens: Path, config: TokenizerConfig) -> dict[str, Any]:

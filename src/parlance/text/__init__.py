@@ -11,7 +11,7 @@
 - `suffix_array`, `repeated_spans`: `suffix_array(tokens)`, `repeated_spans_of_texts(read)`
 - `preparation`: `prepare_corpus(corpus, out, PreparationConfig())`, `read_split(folder, split)`, `Engine`
 - `splits`: `assign_groups`, `cut_by_position`, `SPLITS`
-- `tokenizers`: `train_tokenizer(texts, kind, vocab_size)`, `import_tokenizer(path)`, `Tokenizer`; `bpe`: its compiled core
+- `tokenizers`: `train_tokenizer(texts, kind, vocab_size)`, `import_tokenizer(path)`, `Tokenizer`; `bpe`: its core
 - `chat_template`: `encode_chat(tokenizer, messages)`, `render_chat(messages)`, `CHAT_TEMPLATE`
-- `token_dataset`: `tokenize_corpus(corpus, tokenizer, out)`, `TokenDataset`; `token_shards`: the files; `packing`: best-fit
+- `token_dataset`: `tokenize_corpus(corpus, tokenizer, out)`, `TokenDataset`; `token_shards`, `packing`: its parts
 """

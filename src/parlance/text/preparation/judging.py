@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FLUSH_BYTES = 4 << 20
 """Text that is collected before it is fingerprinted and written."""
+_MARGIN = 500
 _UNDECODABLE = "\ufffd" + "".join(
     chr(c) for c in (*range(0x20), *range(0x7F, 0xA0)) if c not in (0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x85)
 )
@@ -81,16 +82,10 @@ class Removals:
     def record(self, document: Document, reason: str, figure: float | None, **details: Any) -> dict[str, Any]:
         """The line of one document."""
         text = document.text[: self._keep]
-        if self.redactor is not None:
-            text = self.redactor.redact(text).text
-        return {
-            "id": document.id,
-            "source": document.source,
-            "reason": reason,
-            "figure": figure,
-            **details,
-            "text": text,
-        }
+        if self.redactor is not None:  # what the cut goes through must be recognised too
+            text = self.redactor.redact(document.text[: self._keep + _MARGIN]).text[: self._keep]
+        head = {"id": document.id, "source": document.source, "reason": reason, "figure": figure}
+        return {**head, **details, "text": text}
 
 
 def open_redactor(config: PreparationConfig) -> "Redactor | None":

@@ -48,7 +48,7 @@ from parlance.text.preparation.writing import Outcome, join_shards
 from parlance.text.readers import FileCorpus
 from parlance.text.splits import SPLITS
 
-SHARD_BYTES = 16 << 20
+SHARD_BYTES = 8 << 20
 """Stored bytes of a shard, about: what one task reads, and what a killed preparation loses at most for each worker."""
 
 
