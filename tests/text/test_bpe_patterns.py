@@ -100,7 +100,7 @@ def test_pieces_are_those_of_the_expression(name: PatternName, text: str) -> Non
     assert split(text, name) == matches(PATTERNS[name].expression, text)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3", "gpt4o", "parlance"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "o200k", "parlance"])
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS)
 def test_pieces_are_those_of_tokenizers(name: PatternName, text: str) -> None:

@@ -10,9 +10,11 @@ import regex
 import rustbpe
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from parlance.core.errors import UserError
+from parlance.text.bpe.patterns import PATTERNS as BPE_PATTERNS
 from parlance.text.tokenizers import (
     PATTERN,
     SPECIAL_TOKENS,
@@ -297,3 +299,19 @@ def test_bulk_encoding_gives_the_same_ids(texts: list[str], kind: Kind, pattern:
     ids, offsets = tokenizer.encode_arrays(hard)
     assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == tokenizer.encode_batch(hard)
     assert (tokenizer._bulk is not None) == (kind == "bpe")
+
+
+def test_bulk_encoding_knows_the_form_of_llama_3(texts: list[str]) -> None:
+    backend = Backend(models.BPE())
+    split = pre_tokenizers.Split(Regex(BPE_PATTERNS["llama3"].expression), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet))
+    tokenizer = Tokenizer(backend, {})
+    ids, offsets = tokenizer.encode_arrays([*texts, "12345 don't\r\n\n  x  "])
+    assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == tokenizer.encode_batch(
+        [*texts, "12345 don't\r\n\n  x  "]
+    )
+    assert tokenizer._bulk is not None

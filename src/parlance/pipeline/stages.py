@@ -138,7 +138,8 @@ def make_base(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Pre-train the base model."""
-    train, validation = TokenDataset.open(tokens, "train"), TokenDataset.open(tokens, "validation")
+    # Between two processes files can change; what is resumed must be what was begun.
+    train, validation = (TokenDataset.open(tokens, split, verify=resume) for split in ("train", "validation"))
     result = pretrain(
         train,
         validation,

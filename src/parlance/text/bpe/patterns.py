@@ -6,7 +6,7 @@ surrogate counts as U+FFFD.
 
     split("Hello world", "gpt2") == ["Hello", " world"]
 
-Sources of the expressions: tiktoken 0.14 (gpt2, gpt4, gpt4o) and the `tokenizer.json` of Llama 3 and Qwen 2; "parlance"
+Sources of the expressions: tiktoken 0.14 (gpt2, gpt4, o200k) and the `tokenizer.json` of Llama 3 and Qwen 2; "parlance"
 is described in `parlance.text.tokenizers`. "llama3" differs from "gpt4" in white space at the end of a text that has a
 newline in it ("a \\n " is " \\n", " " there and one piece in gpt4); "qwen2" takes digits one by one.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from parlance.core.errors import UserError
 from parlance.text.documents import replace_surrogates
 
-PatternName = Literal["gpt2", "gpt4", "gpt4o", "llama3", "qwen2", "parlance"]
+PatternName = Literal["gpt2", "gpt4", "o200k", "llama3", "qwen2", "parlance"]
 
 PADDING = 16
 """Bytes behind the last text in `Utf8.data`, so that whole words can be read anywhere."""
@@ -52,7 +52,7 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-_GPT4O = (
+_O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,7 +65,7 @@ PATTERNS: dict[PatternName, Pattern] = {
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", family=0, digits=0, whole_end=0
     ),
     "gpt4": Pattern(_GPT4, family=1, digits=3, whole_end=1),
-    "gpt4o": Pattern(_GPT4O, family=2, digits=3, whole_end=0),
+    "o200k": Pattern(_O200K, family=2, digits=3, whole_end=0),
     "llama3": Pattern(_LLAMA3, family=1, digits=3, whole_end=0),
     "qwen2": Pattern(_LLAMA3.replace("{1,3}", ""), family=1, digits=1, whole_end=0),
     "parlance": Pattern(_PARLANCE, family=3, digits=2, whole_end=0),

@@ -67,7 +67,7 @@ def _needs(prefixes: str, letter: int) -> Bytes:
 _ANY = "".join(map(chr, range(128))).translate({ord(c): None for c in "\r\n0123456789"})
 _GPT2_NEEDS = _needs(" ", 0)
 _GPT4_NEEDS = _needs(_ANY.replace("'", ""), 0)  # an apostrophe can start a contraction
-_GPT4O_NEEDS = _needs(_ANY, 1)
+_O200K_NEEDS = _needs(_ANY, 1)
 _PARLANCE_NEEDS = _needs(_ANY, 0)
 
 
@@ -273,9 +273,9 @@ def cased_word(words: Integers, at: int, end: int) -> int:
 
 
 @inlined
-def gpt4o_end(words: Integers, at: int, end: int, most: int) -> int:
+def o200k_end(words: Integers, at: int, end: int, most: int) -> int:
     """Words by case, with one other character before and a contraction behind; digits; others; white space."""
-    length = short_word(words, at, end, 0, _GPT4O_NEEDS)
+    length = short_word(words, at, end, 0, _O200K_NEEDS)
     if length > 0:
         stop = at + length
         if length == 8 or (words[stop] & 255) >= 0x80:
@@ -372,7 +372,7 @@ def scan(
             elif family == GPT4:
                 at = gpt4_end(words, at, end, most, whole_end)
             elif family == GPT4O:
-                at = gpt4o_end(words, at, end, most)
+                at = o200k_end(words, at, end, most)
             else:
                 at = parlance_end(words, at, end, most)
             ends[count] = at

@@ -2,8 +2,8 @@
 
     encoder = bulk_encoder(json.loads(backend.to_str()))     # None: only `tokenizers` knows
 
-It knows byte-level BPE that cuts by one of our patterns or GPT-2's and whose tokens are numbered in the order of their
-merges, so that joining by the lowest id and joining by the first merge are the same (see `bpe.encoding`).
+It knows byte-level BPE that cuts by one of our patterns, Llama 3's or Qwen 2's, and whose tokens are numbered in the
+order of their merges, so that joining by the lowest id and by the first merge are the same (see `bpe.encoding`).
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,10 @@ from parlance.text.tokenizers.byte_characters import to_bytes
 from parlance.text.tokenizers.patterns import PATTERNS
 
 BULK_NAMES: dict[str, bpe_patterns.PatternName] = {
-    PATTERNS["parlance"]: "parlance",
-    PATTERNS["gpt2"]: "gpt2",
-    PATTERNS["gpt4"]: "gpt4",
-    PATTERNS["o200k"]: "gpt4o",
+    **{bpe_patterns.PATTERNS[name].expression: name for name in ("llama3", "qwen2")},
+    **{expression: name for name, expression in PATTERNS.items()},
 }
-"""The compiled scanner of each regular expression."""
+"""The compiled scanner of each regular expression that a `tokenizer.json` may cut by."""
 
 
 def bulk_encoder(content: Mapping[str, Any]) -> Encoder | None:
