@@ -1,8 +1,8 @@
 """How fast, how large, how it grows: `parlance corpus prepare` beside datatrove on the same documents.
 
-    python benchmarks/corpus.py pipeline --data ../shared/data --peer-python /tmp/datatrove/bin/python --rounds 3
-    python benchmarks/corpus.py growth --data ../shared/data
-    python benchmarks/corpus.py memory --data ../shared/data --gigabytes 1
+    python benchmarks/corpus.py pipeline --data DATA --peer-python PYTHON --rounds 3
+    python benchmarks/corpus.py growth --data DATA
+    python benchmarks/corpus.py memory --data DATA --gigabytes 1
 
 Documents are made from real prose: sentences of Gutenberg books, film reviews and newswire, drawn at random into
 documents of about 2.5 kB, 5 % of which repeat another one with small changes. datatrove (its own interpreter, with its

@@ -108,7 +108,7 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(
         monkeypatch.setattr(prepare.shutil, "rmtree", lambda *_, **__: None)
     with pytest.raises(UserError, match="pass --resume"):
         prepare_corpus(FileCorpus([texts]), out, CONFIG)
-    with pytest.raises(UserError, match="begun with another"):
+    with pytest.raises(UserError, match="begun differently"):
         prepare_corpus(FileCorpus([texts]), out, PreparationConfig(), resume=True)
     prepare_corpus(FileCorpus([texts]), out, CONFIG, engine=Engine(workers=1), resume=True)
     assert content(out) == expected

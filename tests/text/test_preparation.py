@@ -354,3 +354,67 @@ def test_settings_are_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         prepare_corpus(corpus, tmp_path / "c", PreparationConfig(personal_data="pseudonym", pseudonym_key="nowhere"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_sources_and_metadata_show_no_personal_data(tmp_path: Path) -> None:
+    texts = [prose(60, i) for i in range(40)]
+    documents = [
+        Document(f"by-u{i}@example.org", text, "https://ann:secret99@example.org/x", {"author": [f"u{i}@example.org"]})
+        for i, text in enumerate(texts)
+    ]
+    documents.append(Document("copy", f"{texts[0]} ", "s"))
+    card = prepare_corpus(ListCorpus(documents), tmp_path / "c", PreparationConfig(personal_data="placeholder"))
+    written = b"".join(path.read_bytes() for path in (tmp_path / "c").iterdir())
+    assert b"@example.org" not in written.replace(b"<EMAIL>", b"")
+    assert b"secret99" not in written
+    assert sum(row["groups"] for row in card["splits"].values()) == 40  # the groups are those of the true ids
+
+
+def test_hostile_fields_are_harmless(tmp_path: Path) -> None:
+    rows = [{"id": f"d{i}", "text": prose(60, i)} for i in range(40)]
+    rows[0] |= {
+        "id": "\ud800",
+        "source": "\ud800",
+        "metadata": {"group": "\ud800", "licence": "\ud800", "x": ["\ud800"]},
+    }
+    rows[1] |= {"metadata": {"language": ["en"], "group": None, "licence": None}}
+    rows[2] |= {"id": None, "source": None, "metadata": None}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = prepare_corpus(FileCorpus([tmp_path / "rows.jsonl"]), tmp_path / "c", CONFIG)
+    kept = {d.id for split in SPLITS for d in read_split(tmp_path / "c", split)}
+    assert len(kept) == 40
+    assert {"\ufffd", "rows.jsonl:3"} <= kept
+    assert card["licences"] == {"not stated": 39, "\ufffd": 1}
+    assert card["split_method"] == "whole groups"
+
+
+def test_two_corpora_in_memory_are_both_there(tmp_path: Path) -> None:
+    corpora = {
+        name: ListCorpus([Document(f"{name}{i}", prose(50, 100 * k + i), "s") for i in range(30)])
+        for k, name in enumerate(("", "corpus", "../x"))
+    }
+    card = prepare_corpus(corpora, tmp_path / "c", CONFIG)
+    assert [row["documents"] for row in card["mixture"].values()] == [30, 30, 30]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_what_is_not_drawn_does_not_cost_the_rest_its_passages(tmp_path: Path) -> None:
+    passages = [prose(80, 5000 + i) for i in range(60)]
+    corpora = {
+        name: ListCorpus([Document(f"{name}{i}", f"{prose(40, 100 * k + i)} {p}", "s") for i, p in enumerate(passages)])
+        for k, name in enumerate(("a", "b"), start=1)
+    }
+    config = PreparationConfig(weights={"a": 0.1, "b": 0.9}, repeated_span=50, near_duplicates=False)
+    prepare_corpus(corpora, tmp_path / "c", config)
+    text = " ".join(d.text for split in SPLITS for d in read_split(tmp_path / "c", split))
+    assert all(passage in text for passage in passages)
+
+
+def test_documents_that_are_nothing_but_repetition_are_listed(tmp_path: Path) -> None:
+    documents = [Document(f"d{i}", prose(100, i), "s") for i in range(40)]
+    documents.append(Document("echo", documents[3].text + " x", "s"))
+    config = PreparationConfig(repeated_span=50, near_duplicates=False)
+    prepare_corpus(ListCorpus(documents), tmp_path / "c", config)
+    assert [(row["id"], row["reason"]) for row in read_removed(tmp_path / "c")] == [
+        ("echo", "repeated spans: too short without them")
+    ]

@@ -1,3 +1,4 @@
+import gzip
 import itertools
 import json
 import random
@@ -21,6 +22,7 @@ from parlance.text.tokenizers import (
     Kind,
     PatternName,
     Tokenizer,
+    import_tokenizer,
     merges_of_ranks,
     train_tokenizer,
 )
@@ -315,3 +317,30 @@ def test_bulk_encoding_knows_the_form_of_llama_3(texts: list[str]) -> None:
         [*texts, "12345 don't\r\n\n  x  "]
     )
     assert tokenizer._bulk is not None
+
+
+@pytest.mark.parametrize("merges", [["a b", "b c", "a bc"], ["b c", "a b", "ab c"]])
+def test_merge_lists_that_no_training_made_are_left_to_the_library(merges: list[str]) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*alphabet, *(merge.replace(" ", "") for merge in merges)]
+    pairs = [tuple(merge.split()) for merge in merges]
+    backend = Backend(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=pairs))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(backend, {})
+    ids, offsets = tokenizer.encode_arrays(["abc", "abc abc"])
+    assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [
+        tokenizer.encode("abc"),
+        tokenizer.encode("abc abc"),
+    ]
+
+
+@pytest.mark.data
+def test_bulk_encoding_knows_imported_vocabularies(data_folder: Path, tmp_path: Path) -> None:
+    for name in ("encoder.json", "vocab.bpe"):
+        (tmp_path / name).write_bytes(gzip.decompress((data_folder / "gpt2_bpe" / f"{name}.gz").read_bytes()))
+    gpt2 = import_tokenizer(tmp_path)
+    texts = ["Hello, world! 12345\n\n  don't", "<|endoftext|> 日本語 😀", "def f(x):\n    return x"]
+    ids, offsets = gpt2.encode_arrays(texts)
+    assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == gpt2.encode_batch(texts)
+    assert gpt2._bulk is not None

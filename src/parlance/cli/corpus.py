@@ -79,12 +79,16 @@ def prepare(
     """
     from parlance.cli import inputs, output
     from parlance.cli.stage_folder import new_folder
+    from parlance.core.progress import say
     from parlance.text.preparation import prepare_corpus
     from parlance.text.preparation.engine import Engine
     from parlance.text.preparation.sources import named_corpora
 
-    if not resume or not (out / "card.json").exists():
-        new_folder(out)
+    if resume and (out / "card.json").exists():
+        say(f"{out} is finished already; nothing was done")
+        output.print_corpus(out, output.read_card(out), json=json)
+        return
+    new_folder(out)
     config = inputs.preparation_of(
         preset,
         filters=filters,

@@ -137,7 +137,7 @@ def preparation_of(
 
     options: dict[str, Any] = {
         "filters": filters or None,
-        "languages": languages or None,
+        "languages": [code.lower() for code in languages or ()] or None,
         "personal_data": personal_data,
         "evaluation_sets": _pairs("--decontaminate", evaluation_sets) or None,
         "weights": {name: _share(name, share) for name, share in _pairs("--weight", weights).items()} or None,

@@ -130,6 +130,7 @@ def show(
     """
     from parlance.cli import inputs, output, tokens_output
     from parlance.core.artifacts import write_text
+    from parlance.core.errors import UserError
     from parlance.text.tokenizers import Tokenizer
     from parlance.text.tokenizers.display import tokens_page
 
@@ -138,6 +139,8 @@ def show(
     if html is None:
         tokens_output.print_tokens(tokens, json=json, ids=ids)
     else:
+        if html.exists():
+            raise UserError(f"{html} exists already; choose another file")
         write_text(html, tokens_page(tokens, f"Tokens of {tokenizer.name}"))
         output.print_facts({"tokens": len(tokens), "out": str(html)}, json=json)
 

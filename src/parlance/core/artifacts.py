@@ -24,6 +24,8 @@ from parlance.core.errors import UserError
 
 PARTIAL = ".partial"
 """Suffix of files and folders that are still being written; leftovers of a killed process may be deleted."""
+PREPARING = ".preparing"
+"""Suffix of the folder beside a corpus in which it is made; `--resume` goes on there."""
 
 
 @contextmanager

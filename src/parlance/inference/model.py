@@ -41,7 +41,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Nats over the text's UTF-8 bytes, in bits: comparable between models and tokenizers."""
+        """Nats over `bytes`, in bits: comparable between models and tokenizers, except where `<unk>` hides text."""
         return self.nats / math.log(2) / self.bytes
 
     @property
@@ -81,7 +81,7 @@ class Model:
         shown = 0
         for token in stream(self.language_model, tokens, sampling, stop):
             # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
-            produced += self.tokenizer.decode_bytes([token])
+            produced += self.tokenizer.continued_bytes(token)
             text = produced.decode("utf-8", errors="replace")
             # A trailing replacement character is most often a character whose last bytes are still to come.
             if len(text) > shown and not text.endswith("�"):
@@ -103,6 +103,8 @@ class Model:
         tokens = self.tokenizer.encode(text)
         log_probs = document_log_probs(self.language_model, [tokens], self.tokenizer.end_of_text)[0]
         size = int(self.tokenizer.token_byte_lengths[tokens].sum())
+        if not size:
+            raise UserError("the vocabulary knows nothing of this text: every token is <unk>")
         return Score(-float(log_probs.sum()), len(tokens), size, log_probs.tolist())
 
 

@@ -34,7 +34,8 @@ class Document:
     @property
     def group(self) -> str:
         """The unit that may not be torn between training and test data: `metadata["group"]`, else the id."""
-        return str(self.metadata.get("group", self.id))
+        group = self.metadata.get("group")
+        return self.id if group is None else str(group)
 
     def to_json(self) -> dict[str, Any]:
         """The document as a JSON object."""

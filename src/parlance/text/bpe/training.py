@@ -53,6 +53,7 @@ def train_merges(table: PieceCounts, size: int) -> NDArray[np.int64]:
         )
     if float(np.dot(table.counts.astype(np.float64), np.diff(table.offsets))) >= 2.0**63:
         raise UserError("the pieces have 2^63 bytes or more, which a 64-bit count cannot hold")
+    size = min(size, 256 + len(table.data))  # every merge makes a piece shorter
     places = np.empty((places_needed, 3), dtype=np.int32)
     lay_out(table.data, table.offsets, places)
     merges = np.empty((size - 256, 2), dtype=np.int64)

@@ -86,6 +86,8 @@ class PreparationConfig(Config):
 def preset(name: str) -> PreparationConfig:
     """The settings called "text" (clean, deduplicate; for texts somebody chose) or "web" (as FineWeb; for crawls).
 
+    Both note the languages, which `PreparationConfig` alone does not.
+
     Raises UserError for another name.
     """
     web: dict[str, Any] = {
@@ -96,4 +98,4 @@ def preset(name: str) -> PreparationConfig:
     }
     if name not in PRESETS:
         raise UserError(f"there is no preset {name}; choose {' or '.join(PRESETS)}")
-    return PreparationConfig(**(web if name == "web" else {}))
+    return PreparationConfig(identify_languages=True, **(web if name == "web" else {}))

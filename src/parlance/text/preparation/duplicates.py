@@ -6,7 +6,7 @@ checkpointed as a folder of Parquet files. Up to `EDGES` edges the components ar
 by star contraction on the engine; the components, and so the survivors, are the same.
 
 Spans: every occurrence but the first of a run of words and punctuation marks that is long enough (Lee et al. 2022,
-arXiv:2107.06499), through a suffix array over the parts of the survivors in which anything can repeat, on one
+arXiv:2107.06499), through a suffix array over the parts of the drawn documents in which anything can repeat, on one
 machine.
 """
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from parlance.core.progress import Progress
 from parlance.text.preparation.config import PreparationConfig
+from parlance.text.preparation.decisions import NOT_DRAWN
 from parlance.text.preparation.engine import Engine
 from parlance.text.preparation.work_folder import NUMBER_BITS, WorkFolder, growing
 
@@ -180,20 +181,19 @@ class _Members:
         return round(similarity_of_bands(self._bands[first], self._bands[second], self._rows_of_band), 4)
 
 
-def survivors(work: WorkFolder, shards: int) -> Iterator[tuple[int, str]]:
-    """(number, text) of the documents that are no duplicates, in reading order."""
+def drawn(work: WorkFolder, shards: int) -> Iterator[tuple[int, str]]:
+    """(number, text) of the documents that will be written, in reading order."""
     import pyarrow.parquet as pq
 
-    gone = pq.read_table(work.duplicates, columns=["number"])["number"].to_numpy()
     for index in range(shards):
+        decided = pq.read_table(work.decisions(index), columns=["destination"])["destination"].to_pylist()
+        place = 0
         with pq.ParquetFile(work.documents(index)) as file:
             for batch in file.iter_batches(batch_size=256, columns=["number", "text"]):
-                numbers = batch.column(0).to_numpy()
-                for number, is_gone, text in zip(
-                    numbers.tolist(), np.isin(numbers, gone).tolist(), batch.column(1), strict=True
-                ):
-                    if not is_gone:
+                for number, text in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
+                    if decided[place] < NOT_DRAWN:
                         yield number, text.as_py()
+                    place += 1
 
 
 def find_repeated_spans(work: WorkFolder, config: PreparationConfig, shards: int) -> None:
@@ -208,12 +208,12 @@ def find_repeated_spans(work: WorkFolder, config: PreparationConfig, shards: int
     with Progress("spans", unit="documents") as progress:
 
         def texts() -> Iterator[str]:
-            for _, text in survivors(work, shards):
+            for _, text in drawn(work, shards):
                 progress.update(1)
                 yield text
 
         spans = repeated_spans_of_texts(texts, config.repeated_span)
-    numbers = np.array([number for number, _ in survivors(work, shards)], dtype=np.int64)
+    numbers = np.array([number for number, _ in drawn(work, shards)], dtype=np.int64)
     found = numbers[spans.documents]
     with growing(work.spans) as path:
         pq.write_table(pa.table({"number": found, "first": spans.starts, "last": spans.ends}), path)

@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 JUDGE, WRITE, COUNT = "judge", "write", "count"
 """The steps that run once for every shard: two of a preparation, one of training a tokenizer."""
+REACH_SECONDS = 10
+"""How long a Ray cluster may take to answer."""
+STOPPED = "the preparation was stopped; the same command with --resume goes on"
 Runner = Literal["native", "ray"]
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
@@ -67,6 +71,7 @@ class Engine:
         """
         if not indices:
             return
+        answered = 0
         rows = self._rows_here if self.runner == "native" and min(self.workers, len(indices)) == 1 else self._rows
         with stop_requests() as stop:
             for row in rows(folder, step, indices):
@@ -77,8 +82,14 @@ class Engine:
                 if "bug" in result:
                     raise RuntimeError(f"a worker failed: {result['bug']}")
                 if stop.requested:
-                    raise Interrupted("the preparation was stopped; the same command with --resume goes on")
+                    raise Interrupted(STOPPED)
+                answered += 1
                 yield result
+            # Daft hears of a Ctrl-C too, and then ends its answers without a word.
+            if stop.requested:
+                raise Interrupted(STOPPED)
+            if answered < len(indices):
+                raise RuntimeError(f"only {answered} of {len(indices)} tasks of the step {step} gave an answer")
 
     def _rows_here(self, folder: Path, step: str, indices: Sequence[int]) -> Iterator[str]:
         """One shard after the other in this process: what a single worker does, without starting one."""
@@ -193,6 +204,8 @@ def _connect(daft: Any, address: str | None, workers: int | None) -> int:
         import ray
     except ImportError as error:
         raise UserError("the runner ray needs the library ray; install parlance[cluster]") from error
+    if address and address != "auto":
+        _reach(address)
     try:
         if not ray.is_initialized():
             local = {} if address else {"num_cpus": workers or usable_cores(), "include_dashboard": False}
@@ -202,6 +215,17 @@ def _connect(daft: Any, address: str | None, workers: int | None) -> int:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot use the Ray cluster {address or '(local)'}: {reason}") from error
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _reach(address: str) -> None:
+    """Raise UserError unless somebody answers at HOST:PORT or ray://HOST:PORT; Ray itself waits for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"nobody answers at the Ray address {address} ({error}); write it as HOST:PORT or auto"
+        ) from error
 
 
 def _task_class(daft: Any, workers: int) -> Any:

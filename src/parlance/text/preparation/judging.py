@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parlance.core.artifacts import os_errors, write_json
-from parlance.text.documents import Document, ReadingReport, utf8_length
+from parlance.text.documents import Document, ReadingReport, replace_surrogates, utf8_length
 from parlance.text.preparation.config import PreparationConfig
 from parlance.text.preparation.work_folder import NUMBER_BITS, WorkFolder, growing
 from parlance.text.shards import open_shard
@@ -79,6 +79,22 @@ class Removals:
         self._keep = config.removed_characters
         self.redactor = open_redactor(config)
 
+    def clean(self, document: Document) -> Document:
+        """The document without lone surrogates, and without personal data in id, source and metadata."""
+        return Document(
+            self._cleaned(document.id), document.text, self._cleaned(document.source), self._cleaned(document.metadata)
+        )
+
+    def _cleaned(self, value: Any) -> Any:
+        if isinstance(value, str):
+            text = replace_surrogates(value)[0]
+            return text if self.redactor is None else self.redactor.redact(text).text
+        if isinstance(value, list):
+            return [self._cleaned(item) for item in value]
+        if isinstance(value, dict):
+            return {self._cleaned(name): self._cleaned(item) for name, item in value.items()}
+        return value
+
     def record(self, document: Document, reason: str, figure: float | None, **details: Any) -> dict[str, Any]:
         """The line of one document."""
         text = document.text[: self._keep]
@@ -141,15 +157,16 @@ class Judge:
             origin = self._plan["shards"][index].get("origin", "")
             table = _Table(target, index, origin, self._plan["seed"], self._config, self._hasher)
             with table:
-                for document in documents:
+                for raw in documents:
+                    document = self._removals.clean(raw)
                     tally.documents += 1
                     tally.bytes += utf8_length(document.text)
                     tally.sources[document.source] += 1
-                    tally.licences[str(document.metadata.get("licence", "not stated"))] += 1
+                    tally.licences[str(document.metadata.get("licence") or "not stated")] += 1
                     kept = self._judge(document, tally, refuse)
                     if kept is not None:
                         tally.has_long = tally.has_long or len(kept.text) >= SHORT
-                        table.add(kept)
+                        table.add(kept, raw.group)
         write_json(self._work.tally("judge", index), {"tally": vars(tally), "report": report.to_json(full=True)})
         return {"shard": index, "documents": tally.documents, "bytes": tally.bytes}
 
@@ -196,7 +213,9 @@ class Judge:
                 document = Document(document.id, verdict.text, document.source, metadata)
         if self._overlaps is not None and (found := self._overlaps.find(document.text)):
             tally.contaminated.update({overlap.set for overlap in found})
-            matches = [{"set": o.set, "item": o.item, "ngram": o.ngram} for o in found[:5]]
+            matches = [{"set": overlap.set, "item": overlap.item, "ngram": overlap.ngram} for overlap in found[:5]]
+            if self._removals.redactor is not None:  # a part of a text may show what the whole would hide
+                matches = [{"set": match["set"], "item": match["item"]} for match in matches]
             refuse(document, "contaminated", "contaminated", len(found), matches=matches)
             return None
         return document
@@ -220,11 +239,13 @@ class _Table:
         )
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", compression_level=1)
         self._documents: list[Document] = []
+        self._groups: list[str] = []
         self._pending = self._row = 0
 
-    def add(self, document: Document) -> None:
-        """Append a document."""
+    def add(self, document: Document, group: str) -> None:
+        """Append a document, which belongs to `group` whatever its metadata show of it."""
         self._documents.append(document)
+        self._groups.append(group)
         self._pending += len(document.text)
         if self._pending >= FLUSH_BYTES:
             self._flush()
@@ -253,7 +274,7 @@ class _Table:
             "language": [str(document.metadata.get("language", "")) for document in documents],
             "metadata": [json.dumps(document.metadata, ensure_ascii=False) for document in documents],
             "text": texts,
-            "group_key": np.array([group_key(self._seed, d.group) for d in documents], dtype=np.uint64),
+            "group_key": np.array([group_key(self._seed, group) for group in self._groups], dtype=np.uint64),
             "order_key": np.array([group_key(self._seed, f"order:{d.id}") for d in documents], dtype=np.uint64),
             "digest_low": digests[:, 0],
             "digest_high": digests[:, 1],
@@ -263,7 +284,7 @@ class _Table:
             columns |= {name: np.ascontiguousarray(keys[:, band]) for band, name in enumerate(self._bands)}
         self._writer.write_table(self._pa.table(columns, schema=self._schema))
         self._row += len(documents)
-        self._documents, self._pending = [], 0
+        self._documents, self._groups, self._pending = [], [], 0
 
 
 def content_hash(text: str) -> bytes:

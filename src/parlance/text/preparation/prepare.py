@@ -33,7 +33,8 @@ from parlance.core.artifacts import (
     write_text,
 )
 from parlance.core.config import differences
-from parlance.core.errors import UserError
+from parlance.core.errors import Interrupted, UserError
+from parlance.core.interrupts import StopRequest, stop_requests
 from parlance.core.progress import Progress
 from parlance.text.documents import Corpus, Document, ReadingReport, ShardedCorpus
 from parlance.text.preparation.card import make_card
@@ -41,9 +42,9 @@ from parlance.text.preparation.config import PreparationConfig
 from parlance.text.preparation.datasheet import render_datasheet
 from parlance.text.preparation.decisions import decide
 from parlance.text.preparation.duplicates import find_duplicates, find_repeated_spans
-from parlance.text.preparation.engine import JUDGE, WRITE, Engine
+from parlance.text.preparation.engine import JUDGE, STOPPED, WRITE, Engine
 from parlance.text.preparation.judging import Tally, open_redactor
-from parlance.text.preparation.work_folder import WorkFolder
+from parlance.text.preparation.work_folder import WorkFolder, growing
 from parlance.text.preparation.writing import Outcome, join_shards
 from parlance.text.readers import FileCorpus
 from parlance.text.splits import SPLITS
@@ -71,7 +72,7 @@ def prepare_corpus(
     the corpus is empty, where the filters leave nothing, and where what is resumed was begun differently; Interrupted
     where the user stops it.
     """
-    config = config or PreparationConfig()
+    config, out = config or PreparationConfig(), Path(out).resolve()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "card.json").is_file())):
         raise UserError(f"{out} exists and is not a prepared corpus; choose another folder, or remove it first")
     named = dict(corpus) if isinstance(corpus, Mapping) else {"": corpus}
@@ -85,8 +86,8 @@ def prepare_corpus(
     work = WorkFolder.beside(out)
     plan = _begin(work, named, config, seed, resume=resume)
     try:
-        with os_errors("write", work.path):
-            card = _prepare(work, plan, list(named), out, config, seed, engine)
+        with os_errors("write", work.path), work.lock(), stop_requests() as stop:
+            card = _prepare(work, plan, list(named), out, config, seed, engine, stop)
     except UserError as error:
         # A preparation that can never succeed leaves nothing behind; one that a full disk or a broken record has
         # stopped half-way keeps what is done.
@@ -102,7 +103,7 @@ def prepare_corpus(
 def _check(config: PreparationConfig) -> None:
     """Raise UserError for settings that some worker would refuse later."""
     open_redactor(config)
-    if config.languages:
+    if config.languages or config.identify_languages:
         from parlance.text.languages import LanguageIdentifier
 
         known = LanguageIdentifier(Path(config.language_model) if config.language_model else None).languages
@@ -122,6 +123,7 @@ def _prepare(
     config: PreparationConfig,
     seed: int,
     engine: Engine,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """The steps of a preparation that has a plan."""
     shards = len(plan["shards"])
@@ -131,10 +133,12 @@ def _prepare(
     _refuse_nothing(tally, report)
     # 2. Find what repeats.
     find_duplicates(work, config, engine, shards)
+    _stop_where_asked(stop)
+    # 3. Decide where everything goes, and what of it repeats.
+    decide(work, config, names, shards, has_long=tally.has_long)
     if config.repeated_span:
         find_repeated_spans(work, config, shards)
-    # 3. Decide where everything goes.
-    decide(work, config, names, shards, has_long=tally.has_long)
+    _stop_where_asked(stop)
     # 4. Write every shard, and join them.
     _run_step(work, engine, WRITE, plan)
     outcome = Outcome()
@@ -161,6 +165,11 @@ def _prepare(
         write_json(folder / "card.json", card)
         write_text(folder / "datasheet.html", render_datasheet(card))
     return card
+
+
+def _stop_where_asked(stop: StopRequest) -> None:
+    if stop.requested:
+        raise Interrupted(STOPPED)
 
 
 def read_split(folder: Path, split: str) -> Iterator[Document]:
@@ -199,8 +208,8 @@ def _planned(work: WorkFolder, named: Mapping[str, Corpus], config: PreparationC
     """The plan, which is stored unless it is already; then it must be the same."""
     shards: list[dict[str, Any]] = []
     report = ReadingReport()
-    for name, corpus in named.items():
-        sharded = corpus if isinstance(corpus, ShardedCorpus) else _copied(work, name, corpus)
+    for place, (name, corpus) in enumerate(named.items()):
+        sharded = corpus if isinstance(corpus, ShardedCorpus) else _copied(work, place, corpus)
         mine = sharded.shards(SHARD_BYTES)
         shards += [shard.to_json() | {"origin": name} for shard in mine]
         report.merge(sharded.report)
@@ -209,31 +218,54 @@ def _planned(work: WorkFolder, named: Mapping[str, Corpus], config: PreparationC
         "seed": seed,
         "shards": shards,
         "walk": report.to_json(full=True),
+        "files": _files(shards, config),
     }
     if work.plan.exists():
-        old = read_json(work.plan)
-        if fields := differences(old, plan):
+        if fields := differences(_comparable(read_json(work.plan)), _comparable(plan)):
+            names = ", ".join(dict.fromkeys(_NAMES.get(field.partition(".")[0], field) for field in fields))
             raise UserError(
-                f"{work.path} was begun with another {', '.join(fields[:3])}; resume it with the same sources and "
-                "options, or remove that folder to begin anew"
+                f"{work.path} was begun differently ({names}); resume it with the same sources and options, or remove "
+                "that folder to begin anew"
             )
-        return dict(old)
+        write_text(work.plan, json.dumps(plan))  # only --skip-bad may have changed
+        return plan
     if config.evaluation_sets:
         from parlance.text.decontamination import OverlapIndex, load_evaluation_set
 
         sets = [load_evaluation_set(name, Path(path)) for name, path in sorted(config.evaluation_sets.items())]
         OverlapIndex(sets, n=config.contamination_ngram).save(ensure_directory(work.evaluation))
-    write_json(work.plan, plan)
+    write_text(work.plan, json.dumps(plan))  # in ASCII: names of files need not be UTF-8
     return plan
 
 
-def _copied(work: WorkFolder, name: str, corpus: Corpus) -> ShardedCorpus:
+_NAMES = {"files": "changed files", "shards": "the sources", "walk": "the sources", "config": "the options"}
+"""What the parts of a plan are called in messages."""
+
+
+def _files(shards: list[dict[str, Any]], config: PreparationConfig) -> dict[str, list[int]]:
+    """Size and time of the last change (ns) of all files that are read."""
+    paths = {part["path"] for shard in shards for part in shard.get("parts", ())} | set(config.evaluation_sets.values())
+    paths |= {str(Path(shard["root"]) / name) for shard in shards for name in shard.get("names", ())}
+    stats = {path: Path(path).stat() for path in sorted(paths) if Path(path).exists()}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
+
+def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan without what may change between two processes: bad records that stopped one can be skipped by the next."""
+    shards = [
+        shard | ({"options": shard["options"] | {"skip_bad": False}} if "options" in shard else {})
+        for shard in plan["shards"]
+    ]
+    return plan | {"shards": shards}
+
+
+def _copied(work: WorkFolder, place: int, corpus: Corpus) -> ShardedCorpus:
     """A corpus that exists in memory only, on disk, where it can be divided."""
-    path = work.input(name)
-    ensure_directory(path.parent)
-    with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        for document in corpus:
-            file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+    path = work.input(place)
+    if not path.exists():
+        with growing(path) as copy, copy.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+            for document in corpus:
+                file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
     return FileCorpus([path])
 
 

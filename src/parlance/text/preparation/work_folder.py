@@ -12,15 +12,16 @@
 A step's `NNNNN.json` (its tally) is written last, so that a shard counts as done if and only if it exists.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from parlance.core.artifacts import PARTIAL, read_json
+from parlance.core.artifacts import PARTIAL, PREPARING, read_json
+from parlance.core.errors import UserError
 
-SUFFIX = ".preparing"
 NUMBER_BITS = 32
 """A document's number is its shard's index times 2^32 plus its row in the shard: increasing in reading order."""
 
@@ -40,11 +41,23 @@ class WorkFolder:
     @classmethod
     def beside(cls, out: Path) -> "WorkFolder":
         """The work folder of the preparation whose result is `out`."""
-        return cls(out.with_name(out.name + SUFFIX))
+        return cls(out.with_name(out.name + PREPARING))
 
-    def input(self, name: str) -> Path:
-        """JSON lines: the documents of a corpus that is not on disk yet."""
-        return self.path / "input" / f"{name or 'corpus'}.jsonl"
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Raise UserError while another process works in this folder; the system frees the lock of one that dies."""
+        import fcntl
+
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is working in {self.path}; wait for it, or stop it") from None
+            yield
+
+    def input(self, place: int) -> Path:
+        """JSON lines: the documents of a corpus that is not on disk yet, the `place`-th of those named."""
+        return self.path / "input" / f"{place:03d}.jsonl"
 
     def documents(self, index: int) -> Path:
         """Parquet: the documents of a shard that passed the filters."""
@@ -78,7 +91,8 @@ class WorkFolder:
 @contextmanager
 def growing(path: Path) -> Iterator[Path]:
     """Another name to write a file or folder under; it becomes `path` at the end of the block, or is removed."""
-    temporary = path.with_name(path.name + PARTIAL)
+    # A process of its own name: a worker whose parent was killed may still be writing the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
     try:

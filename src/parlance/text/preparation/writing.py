@@ -58,8 +58,9 @@ class Outcome:
         self.bytes[split] += size
         self.lengths[str(max(1, len(document.text)).bit_length() - 1)] += 1
         if "language" in document.metadata:
-            self.languages[document.metadata["language"]] += 1
-            self.language_bytes[document.metadata["language"]] += size
+            language = str(document.metadata["language"])
+            self.languages[language] += 1
+            self.language_bytes[language] += size
         if split in self.held_out:
             names = self.held_out[split]
             if document.group not in names:
@@ -105,8 +106,11 @@ class Writer:
                     _write_line(files["removed"], record)
                     continue
                 document = self._finished(document, row["spans"], tally, outcome)
-                if not document.text.strip():
-                    tally.remove("repeated spans", document)
+                length = len(document.text.strip())
+                if row["spans"] and length < self._config.min_characters:
+                    tally.remove("repeated spans", document, "repeated spans: too short without them")
+                    record = self._removals.record(document, "repeated spans: too short without them", length)
+                    _write_line(files["removed"], record)
                     continue
                 for split, part in self._parts(document, destination):
                     length = _write_line(files[split], part.to_json())

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from parlance.core.artifacts import PARTIAL
+from parlance.core.artifacts import PARTIAL, PREPARING
 from parlance.core.errors import UserError
 from parlance.core.progress import Progress
 from parlance.text.documents import Document, ReadingReport, cannot_read
@@ -123,6 +123,8 @@ def _walk(folder: Path, name: str, report: ReadingReport) -> Iterator[Part]:
         path, inner = folder / entry, f"{name}/{entry}"
         if entry.startswith(".") or entry.endswith(PARTIAL):
             report.skip("hidden or partial", inner)
+        elif is_folder and entry.endswith(PREPARING) and (path / "plan.json").exists():
+            continue  # a corpus that is being made of these very files
         elif is_folder:
             if (path / "card.json").exists() and (path / "train.jsonl").exists():
                 report.skip("a corpus prepared by Parlance", inner)

@@ -145,14 +145,15 @@ def _document(
     if not isinstance(text, str):
         problems.record(place, number, f"there is no string in the field `{field}`")
         return None
-    metadata = record.get("metadata", {})
+    found = {name: value for name, value in record.items() if value is not None}  # null stands for nothing
+    metadata = found.get("metadata", {})
     if not isinstance(metadata, dict):
         problems.record(place, number, "the field `metadata` is not an object")
         return None
     text, replaced = replace_surrogates(text)
     problems.report.replaced += replaced
     default = f"{part.name}:{number}"
-    return Document(str(record.get("id", default)), text, str(record.get("source", part.name)), metadata)
+    return Document(str(found.get("id", default)), text, str(found.get("source", part.name)), metadata)
 
 
 def _text_lines(stream: ByteStream, problems: Problems) -> Iterator[str]:

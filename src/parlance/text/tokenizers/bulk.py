@@ -2,8 +2,9 @@
 
     encoder = bulk_encoder(json.loads(backend.to_str()))     # None: only `tokenizers` knows
 
-It knows byte-level BPE that cuts by one of our patterns, Llama 3's or Qwen 2's, and whose tokens are numbered in the
-order of their merges, so that joining by the lowest id and by the first merge are the same (see `bpe.encoding`).
+It knows byte-level BPE that cuts by one of our patterns, Llama 3's or Qwen 2's, whose tokens are numbered in the order
+of their merges, and in which joining by the lowest id leads to every token through its own merge; then both rules give
+the same ids (see `bpe.encoding`). Training makes such vocabularies; merge lists put together by hand may be others.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from parlance.text.bpe import patterns as bpe_patterns
 from parlance.text.bpe.encoding import Encoder
 from parlance.text.tokenizers.byte_characters import to_bytes
+from parlance.text.tokenizers.merges import reductions
 from parlance.text.tokenizers.patterns import PATTERNS
 
 BULK_NAMES: dict[str, bpe_patterns.PatternName] = {
@@ -30,19 +32,23 @@ def bulk_encoder(content: Mapping[str, Any]) -> Encoder | None:
     words = [token for token in content["added_tokens"] if not token["special"]]
     if model["type"] != "BPE" or content.get("normalizer") or pattern is None or not plain or affixes or words:
         return None
-    vocab: dict[str, int] = model["vocab"]
-    before = -1
-    for merge in model["merges"]:
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
-        index = vocab.get(left + right, -1)
-        if index <= before:
-            return None
-        before = index
+    special = {token["content"] for token in content["added_tokens"]}
+    vocab: dict[str, int] = {name: index for name, index in model["vocab"].items() if name not in special}
     if len(vocab) != 256 + len(model["merges"]):
         return None
+    names = sorted(vocab, key=vocab.__getitem__)
+    place = {name: number for number, name in enumerate(names)}
+    spellings = [to_bytes(name) for name in names]
+    # Joining by rank must lead to each token through its own merge, and through no other.
+    reached = {tuple(parts) for parts in reductions(spellings) if len(parts) == 2}
+    pairs = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
+    listed = {(place.get(left, -1), place.get(right, -1)) for left, right in pairs}
+    in_order = [place.get(left + right, -1) for left, right in pairs]
+    if reached != listed or in_order != sorted(set(in_order)):
+        return None
     ranks = [b""] * (max(vocab.values()) + 1)
-    for name, index in vocab.items():
-        ranks[index] = to_bytes(name)
+    for name, spelling in zip(names, spellings, strict=True):
+        ranks[vocab[name]] = spelling
     return Encoder(ranks, pattern)
 
 

@@ -48,6 +48,10 @@ def known_encoding(ranks: int) -> Encoding | None:
     return _KNOWN.get(ranks)
 
 
+MOST_RANKS = 1 << 24
+"""Larger ranks are damage: a table of that many tokens would be made."""
+
+
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Ids by token, in the order of the ids. Raises UserError naming the line that is none."""
     try:
@@ -61,7 +65,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         try:
             token, rank = line.split()
             spelt = base64.b64decode(token, validate=True)
-            if spelt in ranks or not spelt or int(rank) < 0:
+            if spelt in ranks or not spelt or not 0 <= int(rank) < MOST_RANKS:
                 raise ValueError
             ranks[spelt] = int(rank)
         except (ValueError, binascii.Error) as error:

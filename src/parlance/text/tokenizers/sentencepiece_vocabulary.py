@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Regex, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
+from parlance.core.errors import UserError
 from parlance.text.tokenizers.assembly import add_special
 from parlance.text.tokenizers.merges import reductions
 from parlance.text.tokenizers.sentencepiece_model import Normaliser, Piece, PieceType, SentencePieceModel
@@ -78,7 +79,10 @@ def _scored(pieces: Sequence[Piece]) -> list[tuple[str, float]]:
 
 
 def _normaliser(rules: Normaliser) -> normalizers.Normalizer:
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(rules.charsmap)] if rules.charsmap else []
+    try:
+        steps: list[normalizers.Normalizer] = [normalizers.Precompiled(rules.charsmap)] if rules.charsmap else []
+    except Exception as error:  # the Rust library raises nothing more precise
+        raise UserError(f"the SentencePiece model's normalisation rules are damaged ({error})") from error
     if rules.remove_extra_spaces:
         # SentencePiece strips the end after it has escaped spaces, so that a mark that was typed goes too.
         behind = f"[ {SPACE}]+" if rules.escape_spaces else " +"

@@ -25,7 +25,7 @@ from parlance.text.shards import open_shard
 from parlance.text.tokenizers.bulk import BULK_NAMES
 from parlance.text.tokenizers.patterns import PATTERNS, PatternName
 from parlance.text.tokenizers.tokenizer import Tokenizer
-from parlance.text.tokenizers.training import tokenizer_of_counts
+from parlance.text.tokenizers.training import check_size, tokenizer_of_counts
 
 SHARD_BYTES = 64 << 20
 """Stored bytes that one task counts, about."""
@@ -36,6 +36,7 @@ def train_on_engine(corpus: Path, vocab_size: int, pattern: PatternName, engine:
 
     Raises UserError for a vocabulary that cannot hold the bytes, and what `count_corpus` raises.
     """
+    check_size(vocab_size)
     work = out.with_name(out.name + ".counting")
     tokenizer = tokenizer_of_counts(count_corpus(corpus, pattern, engine, work), vocab_size, pattern)
     shutil.rmtree(work)
@@ -48,8 +49,11 @@ def count_corpus(corpus: Path, pattern: PatternName, engine: Engine, work: Path)
     Raises UserError where `work` holds the counts of something else, and what reading raises.
     """
     shards = [shard.to_json() for shard in FileCorpus([corpus / "train.jsonl"]).shards(SHARD_BYTES)]
-    plan = {"pattern": pattern, "shards": shards}
-    if (work / "plan.json").exists() and read_json(work / "plan.json") != plan:
+    stat = (corpus / "train.jsonl").stat()
+    plan = {"pattern": pattern, "shards": shards, "changed": stat.st_mtime_ns}
+    if work.exists() and not (work / "plan.json").exists():
+        raise UserError(f"{work} is in the way, and was not made by an earlier count; remove or rename it")
+    if work.exists() and read_json(work / "plan.json") != plan:
         raise UserError(f"{work} holds the counts of another corpus or pattern; remove it")
     write_json(ensure_directory(work) / "plan.json", plan)
     left = [index for index in range(len(shards)) if not _part(work, index).exists()]

@@ -154,6 +154,10 @@ class Tokenizer:
             raise IndexError(f"{token} is not a token id")
         return self._bytes_of_ids[token]
 
+    def continued_bytes(self, token: int) -> bytes:
+        """What `token` adds to a text that it continues: nothing for special tokens, `<unk>` by its name."""
+        return b"".join(map(self.token_bytes, self._kept([token], skip_special=True)))
+
     @cached_property
     def token_byte_lengths(self) -> NDArray[np.int64]:
         """Text bytes of every token, shape (vocab_size,); 0 for special tokens and for `<unk>` (see above)."""

@@ -50,7 +50,18 @@ def train_tokenizer(
         return _trained_characters(texts, vocab_size - len(SPECIAL_TOKENS) - 1)
     if kind == "word":
         return _trained_words(texts, vocab_size - len(SPECIAL_TOKENS) - 1)
+    check_size(vocab_size)
     return tokenizer_of_counts(count_pieces(_counted(texts), BULK_NAMES[PATTERNS[pattern]]), vocab_size, pattern)
+
+
+def check_size(vocab_size: int) -> int:
+    """The tokens of BPE beside the special ones. Raises UserError where they cannot hold the bytes."""
+    size = vocab_size - len(SPECIAL_TOKENS)
+    if size < 256:
+        raise UserError(
+            f"a vocabulary of {vocab_size} is too small; bytes and special tokens alone are {256 + len(SPECIAL_TOKENS)}"
+        )
+    return size
 
 
 def tokenizer_of_counts(counts: PieceCounts, vocab_size: int, pattern: PatternName) -> Tokenizer:
@@ -58,11 +69,7 @@ def tokenizer_of_counts(counts: PieceCounts, vocab_size: int, pattern: PatternNa
 
     Raises UserError for a vocabulary that cannot hold the bytes.
     """
-    size = vocab_size - len(SPECIAL_TOKENS)
-    if size < 256:
-        raise UserError(
-            f"a vocabulary of {vocab_size} is too small; bytes and special tokens alone are {256 + len(SPECIAL_TOKENS)}"
-        )
+    size = check_size(vocab_size)
     tokens, merges = merges_of_ranks(tokens_of_merges(train_merges(counts, size)))
     _warn_where_short(len(tokens) + len(SPECIAL_TOKENS), vocab_size, "no more pairs to join")
     return assembly.byte_level(tokens, merges, pattern)
