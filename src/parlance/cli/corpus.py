@@ -32,7 +32,7 @@ def prepare(
         typer.Option(
             "--filter",
             metavar="NAME",
-            help="A quality filter: gopher-repetition, gopher-quality, c4, fineweb; repeatable.",
+            help="Quality filter instead of the preset's (gopher-repetition, gopher-quality, c4, fineweb); repeatable.",
         ),
     ] = None,
     languages: Annotated[

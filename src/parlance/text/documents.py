@@ -115,15 +115,6 @@ class ReadingReport:
         )
 
 
-@runtime_checkable
-class ReportingCorpus(Protocol):
-    """A corpus that also says what its last complete pass met."""
-
-    report: ReadingReport
-
-    def __iter__(self) -> Iterator[Document]: ...
-
-
 class Shard(Protocol):
     """A part of a corpus that another process or machine can read."""
 

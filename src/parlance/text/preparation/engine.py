@@ -22,15 +22,12 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from parlance.core.artifacts import os_errors
 from parlance.core.devices import usable_cores
 from parlance.core.errors import Interrupted, UserError
 from parlance.core.interrupts import stop_requests
-
-if TYPE_CHECKING:
-    pass
 
 JUDGE, WRITE, COUNT = "judge", "write", "count"
 """The steps that run once for every shard: two of a preparation, one of training a tokenizer."""
@@ -71,7 +68,7 @@ class Engine:
         """
         if not indices:
             return
-        answered = 0
+        answered, stopped = 0, "the count was stopped; the same command goes on" if step == COUNT else STOPPED
         rows = self._rows_here if self.runner == "native" and min(self.workers, len(indices)) == 1 else self._rows
         with stop_requests() as stop:
             for row in rows(folder, step, indices):
@@ -82,12 +79,12 @@ class Engine:
                 if "bug" in result:
                     raise RuntimeError(f"a worker failed: {result['bug']}")
                 if stop.requested:
-                    raise Interrupted(STOPPED)
+                    raise Interrupted(stopped)
                 answered += 1
                 yield result
             # Daft hears of a Ctrl-C too, and then ends its answers without a word.
             if stop.requested:
-                raise Interrupted(STOPPED)
+                raise Interrupted(stopped)
             if answered < len(indices):
                 raise RuntimeError(f"only {answered} of {len(indices)} tasks of the step {step} gave an answer")
 
