@@ -54,6 +54,8 @@ def train(
 
     if pattern is not None and kind != "bpe":
         raise UserError(f"--pattern is where bpe cuts; --kind {kind} has no use for it")
+    if ray_address is not None and runner != "ray":
+        raise UserError("a Ray address was given, but the runner is not ray; add --runner ray")
     if kind != "bpe" and runner != "native":
         raise UserError(f"--runner {runner} counts for bpe only; leave it out for --kind {kind}")
     new_folder(out)
