@@ -176,7 +176,8 @@ def run_ours(folder: Path, out: Path, options: list[str]) -> dict[str, Any]:
 
 def ours_options() -> list[str]:
     options = [word for name in FILTERS for word in ("--filter", name)]
-    return [*options, "--personal-data", "placeholder", "--set", "pii.categories=[EMAIL, IP]"]
+    settings = ["pii.categories=[EMAIL, IP]", "identify_languages=false"]
+    return [*options, "--personal-data", "placeholder", *(word for pair in settings for word in ("--set", pair))]
 
 
 def pipeline(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

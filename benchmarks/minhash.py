@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from parlance.text.minhash import MinHasher, collision_probability, equal_keys
 from parlance.text.shingling import shingle_hashes
+from turns import in_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 WORD = re.compile(r"\w+")
@@ -68,19 +69,6 @@ def newswire(data: Path) -> list[str]:
     return re.findall(r"<BODY>(.*?)</BODY>", whole, flags=re.DOTALL)
 
 
-def in_turns(rounds: int, functions: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Processor seconds of each function, called once before the clock starts and then in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            seconds[name].append(time.process_time() - start)
-    return seconds
-
-
 def report(title: str, seconds: dict[str, list[float]], documents: dict[str, int]) -> dict[str, Any]:
     """Documents a second of each, and the ratio of each peer to Parlance, round by round."""
     rates = {name: documents[name] / statistics.median(times) for name, times in seconds.items()}
@@ -108,7 +96,7 @@ def compare_hashes(rounds: int) -> dict[str, Any]:
         for places in (112, 128):
             title = f"{size} hashes, {places} places"
             functions, counts = signers(hashes, size, places)
-            result[title] = report(title, in_turns(rounds, functions), counts)
+            result[title] = report(title, in_turns(rounds, functions, time.process_time), counts)
     return result
 
 
@@ -156,8 +144,9 @@ def compare_texts(texts: list[str], rounds: int) -> dict[str, Any]:
             "parlance": parlance_from_text,
             "rensa": lambda: rensa.RMinHash.digest_matrix_from_token_sets(words, 128, 1),
         },
+        time.process_time,
     )
-    both = in_turns(rounds, {"parlance": parlance_from_text, "rensa": rensa_from_text})
+    both = in_turns(rounds, {"parlance": parlance_from_text, "rensa": rensa_from_text}, time.process_time)
     return {
         "words": report("1 kB, parlance from text to bands, rensa signs ready words, 128 places", signing, counts),
         "text": report("1 kB, from text to bands, 128 places", both, counts),

@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from parlance.text.repeated_spans import PieceNumbering, pieces, repeated_spans_of_texts, without_spans
 from parlance.text.suffix_array import common_prefixes, suffix_array
+from turns import in_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = 750_000
@@ -76,19 +76,6 @@ def word_ids(texts: list[str]) -> NDArray[np.uint32]:
     """All pieces of the texts, numbered."""
     numbering = PieceNumbering()
     return np.concatenate([numbering.ids(pieces(text).hashes) for text in texts])
-
-
-def in_turns(rounds: int, functions: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each function, called once before the clock starts and then in turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
-from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ from hypothesis import strategies as st
 
 from parlance.text.minhash import (
     MinHasher,
-    choose_bands,
     collision_probability,
     connected,
     equal_keys,
@@ -158,31 +155,7 @@ def test_short_texts_are_never_near_duplicates() -> None:
         MinHasher().signature(np.empty(0, dtype=np.uint64))
 
 
-def exact_error(threshold: Fraction, bands: int, rows: int) -> Fraction:
-    """Both integrals of `choose_bands` from the binomial theorem: (1 - s^r)^b is a sum of powers of s."""
-
-    def missed(upper: Fraction) -> Fraction:
-        return sum(
-            ((-1) ** k * comb(bands, k) * upper ** (rows * k + 1) / (rows * k + 1) for k in range(bands + 1)),
-            Fraction(0),
-        )
-
-    return (threshold - missed(threshold)) + (missed(Fraction(1)) - missed(threshold))
-
-
-@pytest.mark.parametrize("threshold", [Fraction(1, 2), Fraction(7, 10), Fraction(9, 10)])
-@pytest.mark.parametrize("permutations", [1, 16, 40])
-def test_chosen_bands_have_the_smallest_error(threshold: Fraction, permutations: int) -> None:
-    shapes = [(b, r) for b in range(1, permutations + 1) for r in range(1, permutations // b + 1)]
-    errors = {shape: float(exact_error(threshold, *shape)) for shape in shapes}
-    assert errors[choose_bands(float(threshold), permutations)] == pytest.approx(min(errors.values()), abs=1e-6)
-
-
-def test_chosen_bands_refuse_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        choose_bands(1.0, 128)
-    with pytest.raises(ValueError, match="at least one permutation"):
-        choose_bands(0.5, 0)
+def test_no_bands_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one band"):
         MinHasher(1, 0, 8)
 

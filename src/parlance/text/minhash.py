@@ -129,27 +129,6 @@ def collision_probability(similarity: float, bands: int = BANDS, rows: int = ROW
     return float(1.0 - (1.0 - similarity**rows) ** bands)
 
 
-def choose_bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """The (bands, rows) with bands * rows <= `permutations` that best divide pairs at a Jaccard `threshold` in (0, 1).
-
-    Smallest sum of the two integrals of errors over s, both of weight one: the probability of a shared band below the
-    threshold, and that of none above it; of equal ones, the fewest rows. Trapezoids of width 1/2048.
-    """
-    if not 0 < threshold < 1:
-        raise ValueError(f"the threshold lies between 0 and 1, not at {threshold}")
-    if permutations < 1:
-        raise ValueError(f"at least one permutation, not {permutations}")
-    below = np.linspace(0.0, threshold, max(2, round(2048 * threshold)) + 1)
-    above = np.linspace(threshold, 1.0, max(2, round(2048 * (1 - threshold))) + 1)
-    best = (np.inf, 1, 1)
-    for rows in range(1, permutations + 1):
-        missed_below, missed_above = 1 - below**rows, 1 - above**rows
-        for bands in range(1, permutations // rows + 1):
-            error = np.trapezoid(1 - missed_below**bands, below) + np.trapezoid(missed_above**bands, above)
-            best = min(best, (float(error), rows, bands))
-    return best[2], best[1]
-
-
 def equal_keys(keys: UInt64) -> tuple[Int64, Int64]:
     """Pairs of documents that link all with an equal key in one of the columns of `keys` (D, bands) into chains.
 

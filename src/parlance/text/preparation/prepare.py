@@ -7,11 +7,11 @@ The result is one folder:
 - `card.json`: sources, licences, documents and bytes after every step, languages, duplicates, personal data, the
   splits, the configuration; `datasheet.html` shows it to people.
 
-Steps: judge every shard (normalise, filter, decontaminate, fingerprint); find duplicates and repeated spans; decide
-where each document goes (mixture, division by group); write every shard; join the shards. Each is checkpointed in
-`OUT.preparing`, from which a killed preparation resumes. Memory holds some megabytes of text a worker, about 60 bytes
-a document, and the ids of duplicates. The same documents, configuration and seed give the same bytes, whatever the
-runner and the number of workers.
+Steps: judge every shard (normalise, filter, decontaminate, fingerprint); find duplicates; decide where each document
+goes (mixture, division by group), and which of its spans repeat; write every shard; join the shards. Each is
+checkpointed in `OUT.preparing`, from which a killed preparation resumes. Memory holds some megabytes of text a worker,
+some 100 bytes a document, and the ids of duplicates. The same documents, configuration and seed give the same bytes,
+whatever the runner and the number of workers.
 
     card = prepare_corpus(FileCorpus([Path("books")]), Path("runs/demo/corpus"))
     for document in read_split(Path("runs/demo/corpus"), "train"): ...

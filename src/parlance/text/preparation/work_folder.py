@@ -5,8 +5,8 @@
       input/                documents of a corpus that exists in memory only
       evaluation/           n-grams of the evaluation sets
       judge/NNNNN.*         step 1: documents of a shard that passed the filters (Parquet), the removed ones, a tally
-      edges/, duplicates.parquet, spans.parquet       step 2: which documents or spans are superfluous
-      decide/NNNNN.parquet  step 3: where each document goes
+      edges/, duplicates.parquet      step 2: which documents repeat others
+      decide/NNNNN.parquet, decided.json, spans.parquet       step 3: where each document goes, and which spans repeat
       write/NNNNN.*         step 4: the finished lines of a shard
 
 A step's `NNNNN.json` (its tally) is written last, so that a shard counts as done if and only if it exists.
