@@ -51,7 +51,8 @@ def tiny_transformer() -> "Callable[..., Transformer]":
     """A function (seed, sizes) -> Transformer with every weight random, those that training starts at 0 or 1 too."""
     import torch
 
-    from parlance.models.transformer import Transformer, TransformerConfig
+    from parlance.models.transformer import Transformer
+    from parlance.models.transformer_config import TransformerConfig
 
     def make(seed: int = 0, **sizes: Any) -> Transformer:
         model = Transformer(TransformerConfig(**(TINY | sizes)))

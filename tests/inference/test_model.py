@@ -14,7 +14,7 @@ from parlance.inference import model as model_module
 from parlance.inference.model import Model, load, resolve_model_folder
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
-from parlance.models.checkpoints import save_transformer
+from parlance.models.checkpoints import save_model
 from parlance.models.ngram import NGramModel
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
@@ -26,7 +26,7 @@ BYTES = train_tokenizer([], "byte")
 def folder(tiny_transformer, tiny_tokenizer, tmp_path, monkeypatch) -> Path:
     """A saved tiny Transformer, to be opened in fp32 on every machine."""
     monkeypatch.setattr(model_module, "fast_bfloat16", lambda _device: False)
-    save_transformer(tmp_path / "base", tiny_transformer(), end_of_text=256, pad=257)
+    save_model(tmp_path / "base", tiny_transformer(), end_of_text=256, pad=257)
     tiny_tokenizer.save(tmp_path / "base")
     return tmp_path / "base"
 

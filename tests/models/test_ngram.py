@@ -16,7 +16,8 @@ from parlance.core.errors import UserError
 from parlance.models.contract import LanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_arpa import write_arpa
-from parlance.models.ngram_counts import count_ngrams, estimate_discount
+from parlance.models.ngram_counts import count_ngrams
+from parlance.models.ngram_smoothing import estimate_discount
 
 BEGIN = -7
 """The begin mark of the dictionary implementation; any number that is no token."""

@@ -8,7 +8,8 @@ import torch
 
 from parlance.inference.generation import generate_batch, stream
 from parlance.inference.sampling import SamplingConfig
-from parlance.models.transformer import Transformer, TransformerConfig
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_config import TransformerConfig
 
 START = 1
 """The token that begins and ends every story."""

@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from parlance.core.errors import UserError
 from parlance.models.padding import MULTIPLE, pad_right
-from parlance.models.transformer import (
-    Layout,
-    RMSNorm,
-    Transformer,
-    TransformerConfig,
-    causal_attention,
-    rotary_tables,
-    rotate,
-)
+from parlance.models.positions import rotary_tables, rotate
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_blocks import Layout, RMSNorm, causal_attention
+from parlance.models.transformer_config import TransformerConfig
 
 SHAPES = {
     "grouped": {"heads": 4, "kv_heads": 2, "head_width": 8},
@@ -207,7 +201,7 @@ def test_rms_norm_is_its_formula():
 
 def test_rotary_positions_are_relative_and_turn_each_pair_by_its_angle():
     positions = torch.tensor([0, 1, 5])
-    cos, sin = rotary_tables(positions, 4, 100.0, torch.float32)
+    cos, sin = rotary_tables(positions, torch.tensor([1.0, 0.1]), torch.float32)
     assert cos.shape == (3, 4)
     # Half-split form: components (0, 2) turn by m, components (1, 3) by m / 10.
     vector = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -225,8 +219,9 @@ def test_rotary_positions_are_relative_and_turn_each_pair_by_its_angle():
     # The product of a query and a key depends on the distance alone.
     query, key = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0))
     products = []
+    frequencies = 10_000.0 ** -(torch.arange(0, 64, 2) / 64)
     for start in (0, 3, 40):
-        cos, sin = rotary_tables(torch.tensor([start, start + 9]), 64, 10_000.0, torch.float32)
+        cos, sin = rotary_tables(torch.tensor([start, start + 9]), frequencies, torch.float32)
         products.append(float(rotate(query, cos[0], sin[0]) @ rotate(key, cos[1], sin[1]).T))
     assert products == pytest.approx([products[0]] * 3, abs=1e-4)
 
@@ -234,7 +229,7 @@ def test_rotary_positions_are_relative_and_turn_each_pair_by_its_angle():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_causal_attention_is_softmax_over_the_past(dtype):
     q, k, v = torch.randn(3, 2, 3, 7, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    out = causal_attention(q, k, v).float()
+    out = causal_attention(q, k, v, 0.5).float()
     for t in range(7):
         scores = (q[:, :, t].float().unsqueeze(2) * k[:, :, : t + 1].float()).sum(-1) / 2.0
         expected = (scores.softmax(-1).unsqueeze(-1) * v[:, :, : t + 1].float()).sum(2)
@@ -304,7 +299,7 @@ def test_spread_of_fresh_weights():
 
 
 def test_key_heads_must_divide_query_heads():
-    with pytest.raises(UserError, match=r"kv_heads \(2\) must divide heads \(3\)"):
+    with pytest.raises(ValueError, match=r"kv_heads \(2\) must divide heads \(3\)"):
         Transformer(TransformerConfig(vocab_size=8, context_length=8, width=8, layers=1, heads=3, kv_heads=2))
 
 

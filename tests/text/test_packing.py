@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parlance.models.transformer import Layout, Transformer
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_blocks import Layout
 from parlance.text.packing import IGNORE, PackingPlan, best_fit_decreasing
 from parlance.text.token_dataset import TokenDataset
 from parlance.text.token_shards import TokenShards

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,23 +12,24 @@ import torch
 
 from parlance.core.errors import Interrupted, UserError
 from parlance.core.metrics import MetricsLog
-from parlance.models.checkpoints import save_transformer
+from parlance.models.checkpoints import save_model
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training import loop, pretraining
+from parlance.training.architectures import ARCHITECTURES
 from parlance.training.loop import Budget
 from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch
 from parlance.training.pretraining import (
-    LADDER,
     PretrainingConfig,
     choose_shape,
+    make_task,
     pretrain,
     seconds_per_token,
     shape,
-    validation_batches,
 )
 from parlance.training.trainer import Trainer
 
 CPU = torch.device("cpu")
+LADDER = ARCHITECTURES["transformer"].ladder
 SMALL = PretrainingConfig(
     context_length=32, layers=1, width=64, batch_size=2, validation_tokens=200, pilot_share=0.5, compile=False
 )
@@ -109,7 +109,8 @@ def test_pilots_predict_and_the_run_reaches(run, splits, tmp_path, capsys):
     # Four validations on the way, evenly; the last row is the last step.
     assert [row["step"] for row in metrics(tmp_path / "base")] == [8, 16, 24, 32]
     # The model that comes back is the one that was measured.
-    assert mean_loss(result.model, validation_batches(splits[1], SMALL, CPU)) == prediction["reached_loss"]
+    checks = make_task(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)
+    assert mean_loss(result.model, checks) == prediction["reached_loss"]
 
 
 def test_the_pilots_do_not_change_the_run(run):
@@ -175,7 +176,7 @@ def test_steps_too_slow_for_two_different_pilots_go_without_a_prediction(run, st
 def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seconds, monkeypatch):
     step_seconds(1.0)
     monkeypatch.setattr(
-        pretraining, "seconds_per_token", lambda model, _batch: model.config.matrix_parameters() * 2e-11
+        pretraining, "seconds_per_token", lambda model, _objective, _batch: model.config.matrix_parameters() * 2e-11
     )
     free = SMALL.model_copy(update={"layers": None, "width": None, "pilot_share": 0.0, "tokens_per_parameter": 0.5})
     with monkeypatch.context() as patch:
@@ -183,7 +184,7 @@ def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seco
         with pytest.raises(Interrupted):
             run("base", Budget(seconds=3.0), free)
     # A resumed run keeps the size, even where the machine is slower now.
-    monkeypatch.setattr(pretraining, "seconds_per_token", lambda _model, _batch: 1e9)
+    monkeypatch.setattr(pretraining, "seconds_per_token", lambda _model, _objective, _batch: 1e9)
     result = run("base", Budget(seconds=3.0), free, resume=True)
     fitting = [rung for rung in LADDER if 3.0 / (shape(*rung, 260, SMALL).matrix_parameters() ** 2 * 2e-11) >= 0.5]
     assert (result.model.config.layers, result.model.config.width) == fitting[-1] != LADDER[0]
@@ -255,8 +256,8 @@ def test_a_new_run_in_the_same_folder_forgets_the_old_one(run, monkeypatch):
 
 def test_larger_budgets_get_larger_models(splits, monkeypatch):
     """With a speed that falls with the size as a nanosecond a parameter, the right rung is known by hand."""
-    monkeypatch.setattr(pretraining, "seconds_per_token", lambda model, _batch: model.config.matrix_parameters() * 1e-9)
-    monkeypatch.setattr(pretraining, "_fresh", lambda config, _seed, _device: SimpleNamespace(config=config))
+    monkeypatch.setattr(pretraining, "seconds_per_token", lambda model, *_: model.matrix_parameters() * 1e-9)
+    monkeypatch.setattr(pretraining, "_fresh", lambda config, _seed, _device: config)
     chosen = []
     for seconds in (1e-3, 1.0, 100.0, 1e4, 1e9):
         half = PretrainingConfig(context_length=32, batch_size=2, tokens_per_parameter=0.5)
@@ -280,7 +281,7 @@ def test_larger_budgets_get_larger_models(splits, monkeypatch):
 def test_measuring_stops_at_the_first_size_that_is_too_slow(splits, monkeypatch):
     measured = []
 
-    def slow(model, _batch) -> float:
+    def slow(model, _objective, _batch) -> float:
         measured.append(model.config.layers)
         return 1.0
 
@@ -290,15 +291,16 @@ def test_measuring_stops_at_the_first_size_that_is_too_slow(splits, monkeypatch)
 
 
 def test_speed_is_positive_and_leaves_no_gradient(tiny_transformer, splits):
-    model, batch = tiny_transformer(), validation_batches(splits[1], SMALL, CPU)[0]
+    model, batch = tiny_transformer(), make_task(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)[0]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert 0 < seconds_per_token(model, batch) < 1
+    assert 0 < seconds_per_token(model, NextTokenObjective(), batch) < 1
     assert all(value.grad is None for value in model.parameters())
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
 
 
 def test_a_shape_has_heads_of_64():
-    config = shape(3, 192, 4096, PretrainingConfig(qk_norm=False, tie_embeddings=True, context_length=100))
+    llama = PretrainingConfig(model={"qk_norm": False, "tie_embeddings": True}, context_length=100)
+    config = shape(3, 192, 4096, llama)
     assert (config.layers, config.width, config.heads, config.head_width) == (3, 192, 3, 64)
     assert (config.vocab_size, config.context_length) == (4096, 100)
     assert (config.qk_norm, config.tie_embeddings) == (False, True)
@@ -309,7 +311,7 @@ def test_a_shape_has_heads_of_64():
 
 def test_validation_reads_the_split_in_order_and_each_target_once(splits):
     _, validation = splits
-    batches = validation_batches(validation, SMALL, CPU)
+    batches = make_task(SMALL).validation(validation, SMALL.validation_tokens, CPU)
     count = (200 // 32) // 2 * 2
     inputs = torch.cat([batch.inputs for batch in batches])
     targets = torch.cat([batch.targets for batch in batches])
@@ -318,13 +320,14 @@ def test_validation_reads_the_split_in_order_and_each_target_once(splits):
     assert targets.flatten().tolist() == validation.tokens[1 : count * 32 + 1].tolist()
     # A split of one window, and one batch larger than the split.
     few = SMALL.model_copy(update={"validation_tokens": 40, "batch_size": 8})
-    assert [tuple(batch.inputs.shape) for batch in validation_batches(validation, few, CPU)] == [(1, 32)]
+    (batch,) = make_task(few).validation(validation, few.validation_tokens, CPU)
+    assert tuple(batch.inputs.shape) == (1, 32)
 
 
 def test_a_checkpoint_is_continued(run, tmp_path):
     quick = SMALL.model_copy(update={"pilot_share": 0.0})
     first = run("first", Budget(steps=20), quick)
-    save_transformer(tmp_path / "saved", first.model, end_of_text=256, pad=257)
+    save_model(tmp_path / "saved", first.model, end_of_text=256, pad=257)
     second = run(
         "second", Budget(steps=1), quick.model_copy(update={"layers": None, "width": None}), initial=tmp_path / "saved"
     )

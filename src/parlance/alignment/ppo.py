@@ -37,7 +37,8 @@ from parlance.core.progress import say
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import COLDEST, SamplingConfig
 from parlance.models.padding import pad_right
-from parlance.models.transformer import Linear, Transformer
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_blocks import Linear
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.optimizers import Optimizer, clip_gradients
 from parlance.training.schedules import trapezoid

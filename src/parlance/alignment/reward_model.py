@@ -24,9 +24,20 @@ from parlance.core.artifacts import read_json
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
-from parlance.models.checkpoints import hugging_face_config, load_weights, transformer_config, write_checkpoint
+from parlance.models.checkpoints import (
+    assign,
+    checkpoint_tensors,
+    checkpoint_values,
+    family_for,
+    read_config,
+    read_parameters,
+    shapes_of,
+    write_checkpoint,
+)
 from parlance.models.padding import pad_right
-from parlance.models.transformer import Layout, Linear, Transformer
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_blocks import Layout, Linear
+from parlance.models.transformer_config import TransformerConfig
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.batching import LengthGroupedBatches
@@ -223,14 +234,18 @@ class RankedBatches:
 
 def save_reward_model(folder: Path, model: RewardModel, *, end_of_text: int, pad: int) -> None:
     """Write a checkpoint for `transformers.AutoModelForSequenceClassification` (which does not subtract the mean)."""
-    config = hugging_face_config(model.transformer.config, end_of_text=end_of_text, pad=pad)
-    family = str(config["architectures"][0]).removesuffix("ForCausalLM")
-    config["architectures"] = [f"{family}ForSequenceClassification"]
-    config["id2label"] = {"0": "reward"}
-    config["label2id"] = {"reward": 0}
-    config["reward_mean"] = model.mean
-    tensors = {f"model.{name}": p.detach().float().contiguous() for name, p in model.transformer.named_parameters()}
-    write_checkpoint(folder, config, tensors | {"score.weight": model.score.weight.detach().float()})
+    config = model.transformer.config
+    family = family_for(config)
+    values = checkpoint_values(config, end_of_text=end_of_text, pad=pad, family=family)
+    values["architectures"] = [values["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")]
+    values |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "reward_mean": model.mean}
+    tensors = checkpoint_tensors(family.table(_headless(config)), dict(model.transformer.named_parameters()))
+    write_checkpoint(folder, values, tensors | {"score.weight": model.score.weight.detach().float().cpu()})
+
+
+def _headless(config: TransformerConfig) -> TransformerConfig:
+    """A configuration whose table of tensors has no output matrix."""
+    return config.model_copy(update={"tie_embeddings": True})
 
 
 def load_reward_model(folder: Path) -> RewardModel:
@@ -238,9 +253,12 @@ def load_reward_model(folder: Path) -> RewardModel:
     config = read_json(folder / "config.json")
     if "SequenceClassification" not in str(config.get("architectures")):
         raise UserError(f"{folder} is not a reward model (its architecture is {config.get('architectures')})")
-    model = RewardModel(Transformer(transformer_config(folder)))
-    parameters = dict(model.transformer.named_parameters()) | {"score.weight": model.score.weight}
-    load_weights(folder, parameters)
+    family, shape = read_config(folder)
+    model = RewardModel(Transformer(shape))
+    shapes = shapes_of(model.transformer) | {"score.weight": model.score.weight.shape}
+    tensors = read_parameters(folder, family, family.table(_headless(shape)), shapes, torch.float32, ["score.weight"])
+    model.score.weight = torch.nn.Parameter(tensors.pop("score.weight"))
+    assign(model.transformer, tensors)
     model.mean = float(config.get("reward_mean", 0.0))
     return model
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from parlance.text.preparation import PreparationConfig
     from parlance.text.tokenizers import Tokenizer
     from parlance.training.loop import Budget
+    from parlance.training.pretraining import PretrainingConfig
 
 STEP_NAMES = ("pretrain", "sft", "reward", "ppo")
 
@@ -271,3 +272,22 @@ def text_file(path: Path) -> str:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}") from error
+
+
+def pretraining_for(model: str) -> "PretrainingConfig":
+    """The settings for `--model`: those of a kind of model, or of the YAML file that describes one."""
+    from parlance.core.config import parse_config
+    from parlance.training.architectures import ARCHITECTURES, read_model_file
+    from parlance.training.pretraining import PretrainingConfig, pretraining_config
+
+    if model == "ngram":
+        return PretrainingConfig()
+    for kind in ARCHITECTURES:
+        if model == kind:
+            return pretraining_config(kind)
+    if not model.endswith((".yaml", ".yml")):
+        raise UserError(f"--model {model} is not one of {', '.join(ARCHITECTURES)}, ngram, nor a .yaml file")
+    kind, fields = read_model_file(Path(model))
+    sizes = {name: fields.pop(name) for name in ("layers", "width", "context_length") if name in fields}
+    values = pretraining_config(kind).model_dump() | sizes | {"model": fields}
+    return parse_config(PretrainingConfig, values, where=model)

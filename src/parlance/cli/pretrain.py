@@ -1,7 +1,7 @@
 """`parlance pretrain`: a base model from a prepared corpus."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,8 +12,13 @@ def pretrain(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="A prepared corpus: see parlance corpus prepare.")],
     out: options.Out,
     model: Annotated[
-        Literal["transformer", "ngram"],
-        typer.Option("--model", help="A Transformer, or a Kneser-Ney n-gram model (needs no budget, takes no --set)."),
+        str,
+        typer.Option(
+            "--model",
+            metavar="KIND|FILE.yaml",
+            help="transformer, recurrent, convolutional, feedforward, encoder, or ngram (needs no "
+            "budget); or a YAML file with kind and fields. --set model.FIELD=VALUE changes what a model is made of.",
+        ),
     ] = "transformer",
     tokenizer: Annotated[
         str, typer.Option("--tokenizer", metavar="byte|bpe:N|DIR", help="Train one of N tokens here, or take DIR's.")
@@ -37,6 +42,8 @@ def pretrain(
     Example: parlance pretrain my-corpus --budget 3m --out my-base
 
     Example: parlance pretrain my-corpus --steps 500 --set layers=4 --set width=256 --out my-base
+
+    Example: parlance pretrain my-corpus --model recurrent --set model.cell=gru --budget 3m --out my-gru
     """
     from parlance.cli import inputs, invocation, output
     from parlance.cli.stage_folder import StageFolder
@@ -45,10 +52,9 @@ def pretrain(
     from parlance.core.metrics import MetricsLog
     from parlance.pipeline.stages import make_base, make_ngram
     from parlance.text.token_dataset import tokenize_corpus
-    from parlance.training.pretraining import PretrainingConfig
 
     inputs.corpus_folder(corpus)
-    config = override(PretrainingConfig(), assignments or [])
+    config = override(inputs.pretraining_for(model), assignments or [])
     if model == "ngram":
         if budget is not None or steps is not None or assignments:
             raise UserError("--model ngram takes no --budget, --steps or --set; its one choice is --order")

@@ -15,10 +15,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from parlance.core.errors import UserError
 
@@ -49,20 +49,25 @@ def ensure_directory(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically and durably. Raises UserError (full disk, no permission, ...)."""
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically and durably: `write` fills it. Raises UserError (full disk, no permission, ...)."""
     with os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + PARTIAL)
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably. Raises UserError (full disk, no permission, ...)."""
+    write_file(path, lambda file: file.write(data))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -51,7 +51,8 @@ def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
         node: Any = values
         for part in parents:
             node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or leaf not in node:
+        free = len(parents) == 1 and isinstance(getattr(config, parents[0], None), dict)
+        if not isinstance(node, dict) or (leaf not in node and not free):
             known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(values))
             raise UserError(f"--set {assignment}: there is no field {key}; fields here: {known}")
         node[leaf] = _scalar(text)

@@ -20,7 +20,7 @@ from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model
 from parlance.models.contract import LanguageModel
-from parlance.models.transformer import Transformer
+from parlance.models.neural import NeuralLanguageModel
 from parlance.text.chat_template import END_OF_TURN, encode_chat
 from parlance.text.tokenizers import Tokenizer
 
@@ -131,11 +131,11 @@ def load(path: str | Path, device: str = "auto") -> Model:
         raise UserError(
             f"{folder} is a reward model: it scores answers and writes none; use it with `parlance align --reward`"
         )
-    model = load_language_model(folder)
-    if isinstance(model, Transformer):
-        place = select_device(device)
-        model = model.to(place)
-        if fast_bfloat16(place):
-            model.compute_dtype = torch.bfloat16
-        model = model.inference_copy()
+    place = select_device(device)
+    dtype = torch.bfloat16 if fast_bfloat16(place) else torch.float32
+    # Weights come from the file in the type that they are computed in: where that is theirs, nothing is copied.
+    model = load_language_model(folder, dtype)
+    if isinstance(model, NeuralLanguageModel):
+        model.compute_dtype = dtype
+        model = model.to(place).requires_grad_(False)
     return Model(model, Tokenizer.load(folder), folder)

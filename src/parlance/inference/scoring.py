@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from parlance.models.contract import LanguageModel
+from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.padding import pad_right
-from parlance.models.transformer import Transformer
 
 BATCH_TOKENS = 8192
 """Padded tokens read at once."""
@@ -68,12 +68,12 @@ def _score(
         before = documents[index][start - 1] if start else end_of_text
         rows.append([before, *documents[index][start : end - 1]])
     inputs = pad_right(rows, 0)
-    if isinstance(model, Transformer):
+    if isinstance(model, NeuralLanguageModel):
         hidden = model.hidden(inputs.to(model.device))
     else:
         hidden = model.forward(inputs)[0]
     for row, (index, start, first, end) in enumerate(batch):
         activations = hidden[row, first - start : end - start]
-        logits = model.logits(activations).float() if isinstance(model, Transformer) else activations.float()
+        logits = model.logits(activations).float() if isinstance(model, NeuralLanguageModel) else activations.float()
         targets = torch.tensor(list(documents[index][first:end]), device=logits.device)
         out[index][first:end] = -F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()

@@ -1,182 +1,285 @@
-"""Checkpoint folders in the Hugging Face format: `config.json` and `model.safetensors`.
+"""Checkpoint folders: `config.json`, safetensors, and whatever family they are of (`families/`).
 
-A Transformer is written as `Qwen3ForCausalLM` (with query/key norms) or `LlamaForCausalLM` (without), with the tensor
-names `transformers`, vLLM and llama.cpp expect; n-gram models have a format of their own (`ngram.py`) behind the same
-`config.json`. No pickle is read or written. An unknown field or tensor that would change the result is an error.
+A Transformer is written as the first published family that can say all of it, with the tensor names that
+`transformers`, vLLM and llama.cpp expect; what none can say is written in a form of our own. N-gram models have a
+format of their own (`ngram.py`) behind the same `config.json`. No pickle is read or written. An unknown field or tensor
+that could change the result is an error that names it.
 
-    save_transformer(Path("base"), model, end_of_text=4092, pad=4093)
-    model = load_transformer(Path("base"))
+    save_model(Path("base"), model, end_of_text=4092, pad=4093)
+    model = load_language_model(Path("base"))
+
+Weights are mapped from the file where their type is the one asked for: opening a checkpoint copies nothing then, and
+at most one tensor at a time otherwise.
 """
 
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
+from pydantic import ValidationError
+from torch import Tensor, nn
 
-from parlance.core.artifacts import read_json, write_bytes, write_json
+from parlance.core.artifacts import read_json, write_json
 from parlance.core.errors import UserError
+from parlance.models.building import build
 from parlance.models.contract import LanguageModel
+from parlance.models.families import FAMILIES
+from parlance.models.families.family import ConfigReader, Entry, Family, Stacked, Values
+from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
-from parlance.models.transformer import Transformer, TransformerConfig
+from parlance.models.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
+from parlance.models.transformer import Transformer
 
-WEIGHTS = "model.safetensors"
+NGRAM = "parlance-ngram"
+
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Fields of `config.json` that `generation_config.json` repeats."""
 
 
-def hugging_face_config(
-    config: TransformerConfig, *, end_of_text: int, pad: int, end_of_turn: int | None = None
-) -> dict[str, Any]:
-    """`config.json` of a Transformer for `transformers`."""
-    family = "Qwen3" if config.qk_norm else "Llama"
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_values(folder: Path) -> Values:
+    """`config.json` of a checkpoint folder. Raises UserError where there is none, or it is not an object."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not the configuration of a model: it is a {type(values).__name__}, not an object")
+    return values
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Names of the tensors in the files of a folder."""
+    with TensorFiles(folder) as files:
+        return files.names
+
+
+def read_config(folder: Path) -> tuple[Family, Any]:
+    """Family and configuration of a checkpoint folder. Raises UserError for anything that cannot be honoured."""
+    values = read_values(folder)
+    kind = values.get("model_type")
+    for family in FAMILIES:
+        if family.name == kind:
+            try:
+                return family, family.read(ConfigReader(values, folder / "config.json", lambda: stored_names(folder)))
+            except ValidationError as error:  # sizes out of range, parts that do not fit together
+                first = error.errors()[0]
+                field = "".join(f"{part}: " for part in first["loc"])
+                reason = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+                raise UserError(f"{folder / 'config.json'}: {field}{reason}") from error
+    known = ", ".join([family.name for family in FAMILIES] + [NGRAM])
+    raise UserError(f"{folder}: model_type {kind!r} is not one this version reads ({known})")
+
+
+def read_parameters(
+    folder: Path,
+    family: Family,
+    table: Iterable[Entry | Stacked],
+    shapes: Mapping[str, torch.Size],
+    dtype: torch.dtype,
+    beside: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """The parameters of `shapes` (our names) from the files of a folder, in `dtype`.
+
+    `beside`: names that are in the file under our name, besides those of the table. Raises UserError naming the first
+    tensor that is missing, unknown, of another shape, or holds what is no number.
+    """
+    with TensorFiles(folder) as files:
+        entries = [*table, *(Entry(name, (name,)) for name in beside)]
+        names = {name: _name_in_file(name, family, files.names) for entry in entries for name in _theirs(entry)}
+        used = {name for name in names.values() if name is not None}
+        unknown = sorted(name for name in files.names - used if not family.ignores(name))
+        missing = sorted(
+            name
+            for entry in entries
+            for name in _theirs(entry)
+            if names[name] is None and not (isinstance(entry, Entry) and entry.optional)
+        )
+        if unknown or missing:
+            problem = f"unknown tensor {unknown[0]}" if unknown else f"no tensor {missing[0]}"
+            raise UserError(f"{folder}: {problem}; its config.json says {family.name}")
+
+        def tensor(name: str) -> Tensor:
+            return files.tensor(names[name] or name)
+
+        out: dict[str, Tensor] = {}
+        for entry in entries:
+            if isinstance(entry, Stacked):
+                out[entry.ours] = _stacked(folder, entry, tensor, shapes[entry.ours], dtype)
+            elif not entry.optional:
+                stored = tensor(entry.theirs)
+                out |= _parts(folder, entry, stored, shapes, dtype)
+        for entry in entries:
+            if isinstance(entry, Entry) and entry.optional and names[entry.theirs] is not None:
+                _check_repeated(folder, entry, _parts(folder, entry, tensor(entry.theirs), shapes, dtype), out)
+        return out
+
+
+def _check_repeated(folder: Path, entry: Entry, parts: Mapping[str, Tensor], out: Mapping[str, Tensor]) -> None:
+    """Raises UserError where a tensor that should be another one once more is not."""
+    if not all(torch.equal(part, out[name]) for name, part in parts.items()):
+        raise UserError(
+            f"{folder}: {entry.theirs} is not the tensor that config.json ties it to; "
+            "if it is a matrix of its own, set tie_word_embeddings to false there"
+        )
+
+
+def _theirs(entry: Entry | Stacked) -> tuple[str, ...]:
+    return entry.theirs if isinstance(entry, Stacked) else (entry.theirs,)
+
+
+def _name_in_file(name: str, family: Family, stored: set[str]) -> str | None:
+    """What a tensor is called in this file: dumps of a model without its head lack a prefix."""
+    if name in stored:
+        return name
+    short = name.removeprefix(family.prefix)
+    return short if short != name and short in stored else None
+
+
+def _parts(
+    folder: Path, entry: Entry, stored: Tensor, shapes: Mapping[str, torch.Size], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    expected = [tuple(shapes[name]) for name in entry.ours]
+    try:
+        parts = list(entry.split(stored))
+    except (RuntimeError, IndexError):
+        parts = []
+    if [tuple(part.shape) for part in parts] != expected:
+        wanted = " and ".join(str(shape) for shape in dict.fromkeys(expected))
+        raise (
+            UserError(f"{folder}: {entry.theirs} has shape {tuple(stored.shape)}, not {wanted} in all its parts")
+            if (len(expected) > 1)
+            else UserError(f"{folder}: {entry.theirs} has shape {tuple(stored.shape)}, not {expected[0]}")
+        )
+    return {name: part.to(dtype).contiguous() for name, part in zip(entry.ours, parts, strict=True)}
+
+
+def _stacked(
+    folder: Path, entry: Stacked, tensor: Callable[[str], Tensor], shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    for number, name in enumerate(entry.theirs):
+        stored = tensor(name)
+        if stored.shape != shape[1:]:
+            raise UserError(f"{folder}: {name} has shape {tuple(stored.shape)}, not {tuple(shape[1:])}")
+        out[number] = stored
+    return out
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make `tensors` the parameters of a model, by name; nothing is copied."""
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, nn.Parameter(tensor))
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Shape of every parameter."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> NeuralLanguageModel:
+    """Open the checkpoint folder of a network, its parameters in `dtype`."""
+    family, config = read_config(folder)
+    with torch.device("meta"):
+        model = build(config)
+    assign(model, read_parameters(folder, family, family.table(config), shapes_of(model), dtype))
+    return model
+
+
+def load_transformer(folder: Path) -> Transformer:
+    """Open a checkpoint folder that must be a decoder. Raises UserError for any other model."""
+    if read_values(folder).get("model_type") == NGRAM:
+        raise UserError(f"{folder} is an n-gram model; name the checkpoint folder of a Transformer")
+    model = load_model(folder)
+    if not isinstance(model, Transformer) or not model.config.causal:
+        raise UserError(f"{folder} is not a decoder: name the checkpoint folder of a decoder-only Transformer")
+    return model
+
+
+def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Open any checkpoint folder Parlance knows. `dtype` is that of a network's parameters."""
+    if read_values(folder).get("model_type") == NGRAM:
+        return NGramModel.load(folder)
+    return load_model(folder, dtype)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def family_for(config: Any, name: str | None = None) -> Family:
+    """The first family that can say all of a configuration; `name`: that one, or UserError where it cannot."""
+    if name is None:
+        return next(family for family in FAMILIES if family.expresses(config))
+    for family in FAMILIES:
+        if family.name == name:
+            if not family.expresses(config):
+                raise UserError(
+                    f"this model cannot be written as {name}: it has parts that {name} has not "
+                    f"(it can be written as {', '.join(f.name for f in FAMILIES if f.expresses(config))})"
+                )
+            return family
+    raise UserError(f"{name!r} is not a family this version writes ({', '.join(family.name for family in FAMILIES)})")
+
+
+def checkpoint_values(
+    config: Any,
+    *,
+    end_of_text: int,
+    pad: int,
+    end_of_turn: int | None = None,
+    family: Family | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Values:
+    """`config.json` of a model: the fields of its family, and the token ids that other programs need."""
+    family = family or family_for(config)
     return {
-        "architectures": [f"{family}ForCausalLM"],
-        "model_type": family.lower(),
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.feed_forward_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_value_heads,
-        "head_dim": config.head_width,
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "dtype": "float32",
+        "architectures": [family.architectures[0]],
+        "model_type": family.name,
+        **family.write(config),
+        "dtype": str(dtype).removeprefix("torch."),
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text if end_of_turn is None else [end_of_turn, end_of_text],
         "pad_token_id": pad,
     }
 
 
-def transformer_config(folder: Path) -> TransformerConfig:
-    """Read the `config.json` of a Qwen3- or LLaMA-shaped checkpoint. Raises UserError for anything it cannot honour."""
-    values = read_json(folder / "config.json")
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in ("qwen3", "llama"):
-        raise UserError(f"{folder}: model_type {kind!r} is not one this version reads (qwen3, llama, parlance-ngram)")
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"  # "type" in older files
-    if rope_type != "default":
-        raise UserError(f"{folder}: rope_type {rope_type!r} is not supported")
-    for field, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if values.get(field, expected) != expected:
-            raise UserError(f"{folder}: {field} {values[field]!r} is not supported (only {expected!r})")
-    if values.get("use_sliding_window"):
-        raise UserError(f"{folder}: sliding-window attention is not supported")
-    needed = (
-        "vocab_size",
-        "max_position_embeddings",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "rms_norm_eps",
-    )
-    for field in needed:
-        if field not in values:
-            raise UserError(f"{folder / 'config.json'} has no field {field}; is it the configuration of a whole model?")
-    heads = values["num_attention_heads"]
-    return TransformerConfig(
-        vocab_size=values["vocab_size"],
-        context_length=values["max_position_embeddings"],
-        width=values["hidden_size"],
-        layers=values["num_hidden_layers"],
-        heads=heads,
-        kv_heads=values.get("num_key_value_heads", heads),
-        head_width=values.get("head_dim") or values["hidden_size"] // heads,
-        mlp_width=values["intermediate_size"],
-        qk_norm=kind == "qwen3",
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        rope_theta=rope.get("rope_theta", values.get("rope_theta", 10_000.0)),
-        norm_epsilon=values["rms_norm_eps"],
-    )
+def checkpoint_tensors(
+    table: Iterable[Entry | Stacked], parameters: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Parameters (our names) under the names of a family, on the CPU."""
+
+    def ready(name: str) -> Tensor:
+        return parameters[name].detach().to("cpu", dtype)
+
+    out: dict[str, Tensor] = {}
+    for entry in table:
+        if isinstance(entry, Stacked):
+            out |= {name: part.contiguous() for name, part in zip(entry.theirs, ready(entry.ours), strict=True)}
+        elif not entry.optional:
+            out[entry.theirs] = entry.join([ready(name) for name in entry.ours]).contiguous()
+    return out
 
 
-def _file_name(name: str) -> str:
-    """The tensor's name in a causal-language-model checkpoint: all but the head are under `model.`."""
-    return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"
-
-
-def transformer_tensors(model: Transformer) -> dict[str, Tensor]:
-    """The model's weights under their checkpoint names, fp32, on the CPU."""
-    return {_file_name(name): p.detach().float().cpu().contiguous() for name, p in model.named_parameters()}
-
-
-def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write `model.safetensors`, then `config.json` (a folder without it is not a checkpoint), each atomically."""
-    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    if "CausalLM" in config["architectures"][0]:
-        ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def write_checkpoint(
+    folder: Path, values: Values, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the tensors, then `config.json` (a folder without it is not a checkpoint), each file atomically."""
+    write_tensors(folder, tensors, shard_bytes)
+    if "SequenceClassification" not in values["architectures"][0]:
+        ids = {key: values[key] for key in GENERATION_IDS if key in values}
         write_json(folder / "generation_config.json", ids)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", values)
 
 
-def save_transformer(
-    folder: Path, model: Transformer, *, end_of_text: int, pad: int, end_of_turn: int | None = None
+def save_model(
+    folder: Path, model: NeuralLanguageModel, *, end_of_text: int, pad: int, end_of_turn: int | None = None
 ) -> None:
-    """Write a checkpoint folder that `transformers.AutoModelForCausalLM` opens."""
-    write_checkpoint(
-        folder,
-        hugging_face_config(model.config, end_of_text=end_of_text, pad=pad, end_of_turn=end_of_turn),
-        transformer_tensors(model),
-    )
-
-
-def load_weights(
-    folder: Path, parameters: dict[str, torch.nn.Parameter], optional: frozenset[str] = frozenset()
-) -> None:
-    """Copy the tensors of a checkpoint into `parameters`: names and shapes must match; `optional` ones are passed over.
-
-    Raises UserError naming the first tensor that is missing, unknown or of another shape.
-    """
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise UserError(f"{folder} holds no {WEIGHTS}; is it a finished checkpoint?")
-    expected = {_file_name(name): parameter for name, parameter in parameters.items()}
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            names = set(file.keys())
-            unknown = sorted(names - expected.keys() - optional)
-            missing = sorted(expected.keys() - names)
-            if unknown or missing:
-                problem = f"unknown tensor {unknown[0]}" if unknown else f"no tensor {missing[0]}"
-                raise UserError(f"{path}: {problem}")
-            for name, parameter in expected.items():
-                tensor = file.get_tensor(name)
-                if tensor.shape != parameter.shape:
-                    raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
-                parameter.copy_(tensor)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except Exception as error:
-        # safetensors raises its own class, which derives from Exception only.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def load_transformer(folder: Path) -> Transformer:
-    """Open a Qwen3- or LLaMA-shaped checkpoint folder."""
-    model = Transformer(transformer_config(folder))
-    optional = frozenset({"lm_head.weight"} if model.lm_head is None else ())
-    load_weights(folder, dict(model.named_parameters()), optional)
-    return model
-
-
-def load_language_model(folder: Path) -> LanguageModel:
-    """Open any checkpoint folder Parlance knows: a Transformer or an n-gram model."""
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is not a checkpoint folder: it has no config.json")
-    if read_json(folder / "config.json").get("model_type") == "parlance-ngram":
-        return NGramModel.load(folder)
-    return load_transformer(folder)
+    """Write a checkpoint folder; a decoder's opens with `transformers.AutoModelForCausalLM`."""
+    config = model.config
+    family = family_for(config)
+    values = checkpoint_values(config, end_of_text=end_of_text, pad=pad, end_of_turn=end_of_turn, family=family)
+    write_checkpoint(folder, values, checkpoint_tensors(family.table(config), dict(model.named_parameters())))

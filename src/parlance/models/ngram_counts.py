@@ -1,26 +1,24 @@
 """Counting n-grams: documents of token ids -> every distinct n-gram up to an order, with Kneser-Ney's adjusted counts.
 
-The n-grams form one trie in breadth-first order: the node of an n-gram is the child of its first n-1 words, the
-children of a node are contiguous and sorted by word. Counting sorts no keys: it goes through the positions of the
+The n-grams form one trie, told level by level: the n-grams of one order, sorted by (their first n-1 words, last word),
+so that the extensions of one context are contiguous. Counting sorts no keys: it goes through the positions of the
 text in the order of their words and drops each into the bucket of its context, once an order, which takes time linear
-in the text. Nothing here smooths (see `ngram.py`) and nothing is written to disk; the text must fit in memory,
-and counting takes some 80 bytes a token at order 5.
+in the text. Nothing here smooths (`ngram_smoothing.py`) and nothing is written to disk; the text must fit in memory,
+and counting takes some 50 bytes a token.
 
-    counts = count_ngrams([np.array([5, 3, 5])], vocab_size=8, order=3, end_of_text=0)
+    for level in count_ngrams([np.array([5, 3, 5])], vocab_size=8, order=3, end_of_text=0): ...
 
-Adjusted counts and discounts: S. Chen and J. Goodman, "An empirical study of smoothing techniques for language
-modeling" (1998); K. Heafield et al., "Scalable modified Kneser-Ney language model estimation" (2013).
+Adjusted counts: S. Chen and J. Goodman, "An empirical study of smoothing techniques for language modeling" (1998);
+K. Heafield et al., "Scalable modified Kneser-Ney language model estimation" (2013).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from parlance.core.compiled import compiled
-from parlance.core.config import Config
 from parlance.core.errors import UserError
 
 Integers = npt.NDArray[np.integer]
@@ -28,104 +26,63 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 
-class Discount(Config):
-    """What is taken off the adjusted counts 1, 2 and 3-or-more of one order, and where the values come from."""
-
-    values: tuple[float, float, float]
-    """(D_1, D_2, D_3+); 0 < D_k <= k."""
-    method: Literal["closed form", "absolute", "fixed"]
-    """`closed form`: D_k = k - (k+1) Y t_{k+1}/t_k. `absolute`: Y for all three. `fixed`: (0.5, 1, 1.5)."""
-
-
 @dataclass(frozen=True, eq=False)
-class NGramCounts:
-    """The distinct n-grams of orders 1..n as a trie of N nodes, of which the M below the highest order are contexts.
+class Level:
+    """The n distinct n-grams of one order, numbered by (context's number, last word).
 
-    Nodes 0..V-1 are the single tokens, seen or not; node V is the begin-of-document mark, which is a context and
-    never a word. Then come the bigrams, sorted by (first word's node, second word), the trigrams, and so on.
+    Order 1 holds the single tokens 0..V-1, seen or not, and V, the begin-of-document mark, which is a context and never
+    a word.
     """
 
-    level_starts: tuple[int, ...]
-    """First node of each order, then N: order k (from 1) is nodes level_starts[k-1] to level_starts[k] - 1."""
     words: Int32
-    """(N,) last word of each n-gram."""
-    first_child: Int64
-    """(M + 1,) the children of node i are nodes first_child[i] to first_child[i + 1] - 1."""
-    suffixes: Int64
-    """(N,) node of the n-gram without its first word; -1 for single tokens."""
+    """(n,) last word of each n-gram."""
+    offsets: Int64
+    """(m + 1,) n-grams offsets[c] to offsets[c + 1] - 1 extend n-gram c of the order below, of m; order 1: (0, n)."""
+    suffixes: Int32
+    """(n,) each n-gram without its first word, as a number of the order below; order 1: zeros."""
+    occurrences: Int64
+    """(n,) how often each occurs; of the begin mark: how many documents there are."""
     adjusted: Int64
-    """(N,) occurrences, for the highest order and for n-grams that begin a document; else distinct left neighbours."""
+    """(n,) occurrences, at the highest order and for n-grams that begin a document; else distinct left neighbours."""
+    begin: int
+    """First n-gram that begins with the begin mark; all that follow do too."""
 
 
 def count_ngrams(
     documents: Iterable[Integers], vocab_size: int, order: int, end_of_text: int | None = None
-) -> NGramCounts:
+) -> Iterator[Level]:
     """Count the n-grams of orders 1..`order` (at least 1) of `documents`, each a (T,) array of ids below `vocab_size`.
 
-    No n-gram crosses documents. Every document is read as if a begin mark preceded it, and, where `end_of_text` is
-    given, as ending with that token; an `end_of_text` inside a document ends it there and begins another.
-    Raises UserError where there is nothing to count or an id lies outside the vocabulary.
+    Yields the levels from order 1 on, each as soon as it is known, so that it may be worked on while the next is
+    counted. No n-gram crosses documents. Every document is read as if a begin mark preceded it, and, where
+    `end_of_text` is given, as ending with that token; an `end_of_text` inside a document ends it there and begins
+    another. Raises UserError where there is nothing to count or an id lies outside the vocabulary.
     """
     tokens, lengths = _gather(documents, vocab_size)
-    end = -1 if end_of_text is None else end_of_text
-    stream = _lay_out(tokens, lengths, vocab_size, end)
+    stream = _lay_out(tokens, lengths, vocab_size, -1 if end_of_text is None else end_of_text)
+    del tokens
     by_word = _positions_by_word(stream, vocab_size)
     if by_word.size == 0:
         raise UserError("the documents hold no tokens to count n-grams in: give documents with text in them")
-
-    # One entry an order in each list. Ids are local to an order here; `begins` is the first id that starts with the
-    # begin mark, which is the last token and so heads the last block of every order.
-    occurrences = [np.bincount(stream, minlength=vocab_size + 1)]
-    words = [np.arange(vocab_size + 1, dtype=np.int32)]
-    suffixes: list[Int32] = [np.empty(0, np.int32)]
-    children: list[Int64] = []
-    begins = [vocab_size]
-    ids = stream
-    for level in range(1, order):
-        offsets, level_words, level_occurrences, level_suffixes, ids = _extend(
-            stream, by_word, ids, occurrences[-1].size
-        )
-        children.append(offsets)
-        words.append(level_words)
-        occurrences.append(level_occurrences)
-        suffixes.append(level_suffixes)
-        begins.append(int(offsets[begins[level - 1]]))
-
-    adjusted = [
-        _left_neighbours(suffixes[level + 1], occurrences[level], begins[level]) for level in range(order - 1)
-    ] + [occurrences[-1]]
-    adjusted[0][vocab_size] = 0  # the begin mark is never predicted
-    starts = np.cumsum([0] + [level.size for level in words])
-    return NGramCounts(
-        level_starts=tuple(int(start) for start in starts),
-        words=np.concatenate(words),
-        first_child=np.concatenate(
-            [offsets[:-1] + starts[level + 1] for level, offsets in enumerate(children)] + [starts[-1:]]
-        ),
-        suffixes=np.concatenate(
-            [np.full(vocab_size + 1, -1, np.int64)]
-            + [suffixes[level].astype(np.int64) + starts[level - 1] for level in range(1, order)]
-        ),
-        adjusted=np.concatenate(adjusted),
-    )
-
-
-def estimate_discount(adjusted: Int64) -> Discount:
-    """Discounts of one order from its adjusted counts (zeros are passed over), by the first method that is possible.
-
-    With t_k the number of n-grams of adjusted count k and Y = t_1 / (t_1 + 2 t_2): the closed form needs t_1, t_2,
-    t_3 > 0 and every D_k > 0 (Chen and Goodman 1998, equation 26); the absolute discount Y needs t_1, t_2 > 0.
-    Subword vocabularies have no rare unigrams and reach the fixed values.
-    """
-    t = [int(n) for n in np.bincount(np.minimum(adjusted, 5), minlength=5)]
-    if t[1] and t[2]:
-        y = t[1] / (t[1] + 2 * t[2])
-        if t[3]:
-            d1, d2, d3 = (k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3))
-            if min(d1, d2, d3) > 0:
-                return Discount(values=(d1, d2, d3), method="closed form")
-        return Discount(values=(y, y, y), method="absolute")
-    return Discount(values=(0.5, 1.0, 1.5), method="fixed")
+    words = np.arange(vocab_size + 1, dtype=np.int32)
+    offsets = np.array([0, words.size])
+    suffixes = np.zeros(words.size, np.int32)
+    occurrences = np.bincount(stream, minlength=words.size)
+    begin, ids = vocab_size, stream
+    for k in range(1, order + 1):
+        # 1. The next order, whose n-grams are the left neighbours of this one's.
+        if k < order:
+            longer = _extend(stream, by_word, ids, occurrences.size)
+            adjusted = _left_neighbours(longer[3], occurrences, begin)
+        else:
+            adjusted = occurrences
+        if k == 1:
+            adjusted[vocab_size] = 0  # the begin mark is never predicted
+        yield Level(words, offsets, suffixes, occurrences, adjusted, begin)
+        # 2. Go on with it. What begins with the mark, the last token, is the last of every order.
+        if k < order:
+            offsets, words, occurrences, suffixes, ids = longer
+            begin = int(offsets[begin])
 
 
 def _gather(documents: Iterable[Integers], vocab_size: int) -> tuple[Int32, Int64]:
@@ -210,41 +167,52 @@ def _positions_by_word(stream: Int32, vocab_size: int) -> Int32:
 def _extend(stream: Int32, by_word: Int32, ids: Int32, contexts: int) -> tuple[Int64, Int32, Int64, Int32, Int32]:
     """From the n-grams of one order to those of the next.
 
-    ids[i], below `contexts`, is the id of the n-gram that ends at position i (-1: the document is too short there).
-    Returns (offsets of each context's first extension, words, occurrences, suffix ids, the new `ids`).
+    ids[i], below `contexts`, is the number of the n-gram that ends at position i (-1: the document is too short there).
+    Returns (offsets of each context's extensions, words, occurrences, suffixes, the new `ids`).
     """
     # 1. How often each context is followed by a word, as the first slot of its bucket.
-    buckets = np.zeros(contexts + 1, np.int64)
-    for i in by_word:
-        if ids[i - 1] >= 0:
-            buckets[ids[i - 1] + 1] += 1
-    buckets = np.cumsum(buckets)
+    before = np.empty(by_word.size, np.int32)  # gathered once: reading `ids` out of order is what takes time
+    buckets = np.zeros(contexts + 1, np.int32)
+    for j in range(by_word.size):
+        context = ids[by_word[j] - 1]
+        before[j] = context
+        if context >= 0:
+            buckets[context + 1] += 1
+    distinct = 0
+    for context in range(contexts):
+        buckets[context + 1] += buckets[context]
 
     # 2. Positions sorted by (context, word): dropped into the buckets in the order of their words.
     positions = np.empty(buckets[contexts], np.int32)
-    slots = buckets[:-1].copy()
-    for i in by_word:
-        context = ids[i - 1]
+    for j in range(by_word.size):
+        context = before[j]
         if context >= 0:
-            positions[slots[context]] = i
-            slots[context] += 1
+            positions[buckets[context]] = by_word[j]
+            buckets[context] += 1  # from here on the bucket's end, which is the next one's start
 
-    # 3. Runs of the same word in a bucket are the occurrences of one n-gram.
+    # 3. Runs of the same suffix in a bucket, which is of the same word, are the occurrences of one n-gram.
     offsets = np.empty(contexts + 1, np.int64)
+    suffixes = before  # no longer needed, and long enough
     words = np.empty(positions.size, np.int32)
     occurrences = np.zeros(positions.size, np.int64)
-    suffixes = np.empty(positions.size, np.int32)
     extended = np.full(stream.size, -1, np.int32)
-    n = 0
+    slot = 0
     for context in range(contexts):
-        offsets[context] = n
-        for slot in range(buckets[context], buckets[context + 1]):
+        offsets[context] = distinct
+        while slot < buckets[context]:
             i = positions[slot]
-            if n == offsets[context] or stream[i] != words[n - 1]:
-                words[n] = stream[i]
-                suffixes[n] = ids[i]
-                n += 1
-            occurrences[n - 1] += 1
-            extended[i] = n - 1
-    offsets[contexts] = n
-    return offsets, words[:n].copy(), occurrences[:n].copy(), suffixes[:n].copy(), extended
+            slot += 1
+            if distinct == offsets[context] or ids[i] != suffixes[distinct - 1]:
+                words[distinct] = stream[i]
+                suffixes[distinct] = ids[i]
+                distinct += 1
+            occurrences[distinct - 1] += 1
+            extended[i] = distinct - 1
+    offsets[contexts] = distinct
+    return (
+        offsets,
+        words[:distinct].copy(),
+        occurrences[:distinct].copy(),
+        suffixes[:distinct].copy(),
+        extended,
+    )

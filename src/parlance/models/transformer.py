@@ -1,316 +1,104 @@
-"""A decoder-only Transformer: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""One Transformer for every family: an embedding, a stack of blocks, a head, all as `TransformerConfig` says.
 
-With `qk_norm` it is the architecture that Hugging Face calls Qwen3, without it LLaMA; `checkpoints.py` writes either.
-Parameters are stored in fp32; activations and matrix products run in `compute_dtype` (bfloat16 where the machine is
-fast at it), and gradients come back in fp32.
+As a decoder (the default) it is a language model; with `causal=False` an encoder, whose logits are those of a masked
+token (`masked.py`); two of them make an encoder-decoder (`encoder_decoder.py`). `checkpoints.py` and `families/` read
+and write it in the form of the published families.
 
 Shapes: B batch, T new tokens, S cached plus new tokens, V vocabulary, D width, H query heads, K key/value heads,
-E head width, F feed-forward width.
+E head width.
 
     model = Transformer(TransformerConfig(vocab_size=256, context_length=128, width=64, layers=2, heads=2))
     logits, state = model.forward(torch.tensor([[1, 2, 3]]))        # (1, 3, 256)
     logits, state = model.forward(torch.tensor([[4]]), state)       # continues in constant work per token
 
-Sources: Touvron et al. 2023 (LLaMA); Yang et al. 2025 (Qwen3: per-head RMSNorm of queries and keys); Su et al. 2021
-(RoPE, half-split form); Ainslie et al. 2023 (grouped-query attention); Shazeer 2020 (SwiGLU).
+Sources: Vaswani et al. 2017; the parts name theirs in `transformer_blocks.py` and `positions.py`.
 """
-
-import copy
-import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parlance.core.config import Config
 from parlance.core.errors import UserError
+from parlance.models.key_value_cache import CacheSlots, KeyValueCache, Memory
+from parlance.models.neural import NeuralLanguageModel
 from parlance.models.padding import MULTIPLE
+from parlance.models.positions import (
+    alibi_slopes,
+    relative_buckets,
+    rotary_frequencies,
+    rotary_tables,
+    sinusoids,
+)
+from parlance.models.transformer_blocks import (
+    Block,
+    LayerNorm,
+    Layout,
+    Linear,
+    RMSNorm,
+    activation,
+    fan_in_spread,
+    make_norm,
+)
+from parlance.models.transformer_config import TransformerConfig
 
 
-class TransformerConfig(Config):
-    """Sizes of a decoder-only Transformer."""
-
-    vocab_size: int
-    """Rows of the embedding (V)."""
-    context_length: int
-    """Longest sequence the model may see (tokens)."""
-    width: int
-    """Size of the residual stream (D)."""
-    layers: int
-    """Number of blocks."""
-    heads: int
-    """Query heads (H)."""
-    kv_heads: int | None = None
-    """Key/value heads (K), a divisor of `heads`; None: as many as `heads`."""
-    head_width: int = 64
-    """Size of one head (E); even."""
-    mlp_width: int | None = None
-    """Feed-forward width (F); None: 8/3 of `width`, rounded up to a multiple of 64."""
-    qk_norm: bool = True
-    """RMSNorm of queries and keys per head (Qwen3); False: none (LLaMA)."""
-    tie_embeddings: bool = False
-    """Whether the output head is the embedding matrix."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    norm_epsilon: float = 1e-6
-    """Added to the mean square in RMSNorm."""
-
-    @property
-    def key_value_heads(self) -> int:
-        """K, with the default filled in."""
-        return self.heads if self.kv_heads is None else self.kv_heads
-
-    @property
-    def feed_forward_width(self) -> int:
-        """F, with the default filled in."""
-        return -(-8 * self.width // (3 * 64)) * 64 if self.mlp_width is None else self.mlp_width
-
-    def matrix_parameters(self) -> int:
-        """Weights of the blocks' matrices: what the work per token is proportional to, besides the head."""
-        attention = self.width * self.head_width * (2 * self.heads + 2 * self.key_value_heads)
-        return self.layers * (attention + 3 * self.width * self.feed_forward_width)
-
-    def training_flops_per_token(self, length: int) -> float:
-        """Floating-point operations to train on one token at sequence length `length`: 6 N + causal attention.
-
-        N counts the blocks' matrices and the head. Attention: scores and weighted sum, 2 * 2 * H E * T/2 forward,
-        three times that with the backward pass.
-        """
-        head = self.vocab_size * self.width
-        return 6.0 * (self.matrix_parameters() + head) + 6.0 * self.layers * self.heads * self.head_width * length
-
-
-@dataclass
-class KeyValueCache:
-    """What a Transformer remembers of each sequence of a batch. Rows may differ in length."""
-
-    keys: list[Tensor]
-    """Per layer (B, K, capacity, E)."""
-    values: list[Tensor]
-    """Per layer (B, K, capacity, E)."""
-    lengths: Tensor
-    """(B,) int64: how many positions of each row are filled."""
-
-    @property
-    def capacity(self) -> int:
-        """Positions that fit before the tensors must grow."""
-        return self.keys[0].shape[2]
-
-    def grow(self, capacity: int) -> None:
-        """Make room for at least `capacity` positions."""
-        extra = capacity - self.capacity
-        if extra > 0:
-            self.keys = [F.pad(key, (0, 0, 0, extra)) for key in self.keys]
-            self.values = [F.pad(value, (0, 0, 0, extra)) for value in self.values]
-
-    def select(self, rows: Tensor) -> "KeyValueCache":
-        """The cache of some rows (int64 indices), e.g. of the sequences that still run."""
-        return KeyValueCache(
-            [key[rows] for key in self.keys], [value[rows] for value in self.values], self.lengths[rows]
-        )
-
-
-class Linear(nn.Module):
-    """y = x W^T, without bias. W is (outputs, inputs) in fp32 and is used in the dtype of x."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019)."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.epsilon)
-
-
-def rotary_tables(positions: Tensor, head_width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles at integer `positions` (...,): each (..., E), frequencies theta^(-2i/E)."""
-    frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float32, device=positions.device) / head_width)
-    angles = positions.float().unsqueeze(-1) * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions (half-split form) to x (..., E)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E) + causal mask) v for q (B, H, T, E), k and v (B, H, T, E)."""
-    B, H, T, E = q.shape
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= 1024:
-        # In bfloat16 on CPUs, batched products are 1.1 to 2 times as fast as the fused kernel (docs/lab-notebook.md).
-        mask = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
-        scores = torch.baddbmm(
-            mask.expand(B * H, T, T),
-            q.reshape(B * H, T, E),
-            k.reshape(B * H, T, E).transpose(1, 2),
-            alpha=1 / math.sqrt(E),
-        )
-        return torch.bmm(scores.softmax(-1), v.reshape(B * H, T, E)).view(B, H, T, E)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+class Transformer(NeuralLanguageModel):
+    """A stack of blocks with its embedding and head. Module names are those of LLaMA's checkpoints."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, config.head_width
-        self.q_proj = Linear(config.width, self.heads * self.head_width)
-        self.k_proj = Linear(config.width, self.kv_heads * self.head_width)
-        self.v_proj = Linear(config.width, self.kv_heads * self.head_width)
-        self.o_proj = Linear(self.heads * self.head_width, config.width)
-        self.q_norm = RMSNorm(self.head_width, config.norm_epsilon) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_width, config.norm_epsilon) if config.qk_norm else None
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: tuple[Tensor, Tensor] | None,
-        slots: "CacheSlots | None",
-    ) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, self.head_width)
-        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_width)
-        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_width).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), *rotary), rotate(k.transpose(1, 2), *rotary)  # (B, H|K, T, E)
-        if cache is not None and slots is not None:
-            keys, values = cache
-            keys[slots.rows, :, slots.positions] = k.transpose(1, 2)
-            values[slots.rows, :, slots.positions] = v.transpose(1, 2)
-            if mask is not None:
-                k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
-        if mask is None:
-            group = self.heads // self.kv_heads
-            if group > 1:
-                k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-            y = causal_attention(q, k, v)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
-
-
-@dataclass
-class CacheSlots:
-    """Where one forward call reads and writes the cache; the same for every layer."""
-
-    rows: Tensor  # (B, 1)
-    positions: Tensor  # (B, T)
-    longest: int  # S
-
-
-@dataclass
-class Layout:
-    """Where tokens stand and what each may attend to, where that is not plain causal order."""
-
-    positions: Tensor  # (B, T) int64, for the rotary angles
-    mask: Tensor  # (B, T, T) bool: may position t attend to s?
-
-
-class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_proj = Linear(config.width, config.feed_forward_width)
-        self.up_proj = Linear(config.width, config.feed_forward_width)
-        self.down_proj = Linear(config.feed_forward_width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = FeedForward(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
-        slots: CacheSlots | None = None,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, slots)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
-
-
-class Transformer(nn.Module):
-    """The language model. Module names are those of the Hugging Face checkpoint, so state dicts map one to one."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        if config.heads % config.key_value_heads:
-            raise UserError(f"kv_heads ({config.key_value_heads}) must divide heads ({config.heads})")
-        self.config = config
+        self.config: TransformerConfig = config
         self.vocab_size = config.vocab_size
         self.context_length: int | None = config.context_length
         self.compute_dtype = torch.float32
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.lm_head = None if config.tie_embeddings else Linear(config.width, config.vocab_size)
+        D, inner = config.width, config.embedding_width or config.width
+        projected = config.embedding_width is not None
+        self.embed_tokens = nn.Embedding(config.vocab_size, inner)
+        self.embed_positions = (
+            nn.Embedding(config.context_length + config.position_offset, D) if config.positions == "learned" else None
+        )
+        self.embed_types = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.embed_norm = make_norm(config) if config.embedding_norm else None
+        self.project_in = Linear(inner, D) if projected else None
+        self.relative_bias = (
+            nn.Embedding(config.relative_buckets, config.heads) if config.positions == "relative" else None
+        )
+        self.layers = nn.ModuleList(Block(config, number) for number in range(config.layers))
+        self.norm = make_norm(config) if config.final_norm else None
+        self.project_out = Linear(D, inner) if projected else None
+        self.head_dense = Linear(D, D, bias=True) if config.head_transform else None
+        self.head_norm = make_norm(config) if config.head_transform else None
+        self.lm_head: Linear | None = None if config.tie_embeddings else Linear(inner, config.vocab_size)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self.pooler = Linear(D, D, bias=True) if config.pooler else None
+        self.next_sentence = Linear(D, 2, bias=True) if config.next_sentence else None
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights: N(0, 1/inputs) for matrices, zero for the outputs of each residual branch.
 
-        Zero residual outputs start every block as the identity; the embedding is N(0, 1) when the head is its own
-        (small) matrix and N(0, 1/D) when it is shared.
+        Zero residual outputs start every block as the identity (in pre-norm form); the embedding is N(0, 1) when the
+        head is its own (small) matrix and N(0, 1/D) when it is shared.
         """
-        D = self.config.width
         with torch.no_grad():
-            tied = self.lm_head is None
-            self.embed_tokens.weight.normal_(0.0, D**-0.5 if tied else 1.0, generator=generator)
+            spread = self.embed_tokens.weight.shape[1] ** -0.5 if self.lm_head is None else 1.0
+            self.embed_tokens.weight.normal_(0.0, spread, generator=generator)
             if self.lm_head is not None:
                 self.lm_head.weight.normal_(0.0, 0.001, generator=generator)
-            for name, module in self.layers.named_modules():
+            for name, module in self.named_modules():
+                if module is self.embed_tokens or module is self.lm_head:
+                    continue
                 if isinstance(module, Linear):
-                    if name.endswith(("o_proj", "down_proj")):
+                    if name.endswith(("o_proj", "down_proj")) and self.config.norm_placement == "pre":
                         module.weight.zero_()
                     else:
-                        module.weight.normal_(0.0, module.weight.shape[1] ** -0.5, generator=generator)
-                elif isinstance(module, RMSNorm):
+                        module.weight.normal_(0.0, fan_in_spread(module), generator=generator)
+                elif isinstance(module, nn.Embedding):
+                    module.weight.normal_(0.0, 0.0 if module is self.relative_bias else 0.02, generator=generator)
+                elif isinstance(module, RMSNorm | LayerNorm):
                     module.weight.fill_(1.0)
-            self.norm.weight.fill_(1.0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embed_tokens.weight.device
-
-    def parameter_count(self) -> int:
-        """Number of weights, shared ones once."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def inference_copy(self) -> "Transformer":
-        """A frozen copy with its weights already in the compute dtype, so that no step casts them again."""
-        twin = copy.deepcopy(self).to(self.compute_dtype)
-        return twin.requires_grad_(False)
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias") and parameter.ndim == 1:
+                    parameter.zero_()
 
     def new_state(self, batch: int, capacity: int) -> KeyValueCache:
         """An empty cache for `batch` sequences of up to `capacity` tokens."""
@@ -321,55 +109,165 @@ class Transformer(nn.Module):
 
         return KeyValueCache(empty(), empty(), torch.zeros(batch, dtype=torch.int64, device=self.device))
 
-    def hidden(self, tokens: Tensor, state: KeyValueCache | None = None, layout: "Layout | None" = None) -> Tensor:
+    def read_memory(self, encoded: Tensor, mask: Tensor | None = None) -> Memory:
+        """Keys and values of every block's cross-attention to an encoder's output (B, S, D); mask (B, S) bool."""
+        pairs = [layer.cross_attn.keys_values(encoded) for layer in self.layers]  # type: ignore[union-attr, operator]
+        return Memory([key for key, _ in pairs], [value for _, value in pairs], mask)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: KeyValueCache | None = None,
+        layout: Layout | None = None,
+        memory: Memory | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
         """Final normalised activations (B, T, D) of tokens (B, T); extends `state` in place when one is given.
 
         Tokens may be anywhere; the activations are where the weights are.
 
         Without a state, rows of unequal length may be padded on the right: attention is causal, so padding never
-        reaches a real token. A `layout` (without a state) says otherwise where tokens stand and what they see.
+        reaches a real token. A `layout` (without a state) says otherwise where tokens stand and what they see; an
+        encoder needs one (`padding_layout`) as soon as there is padding. `memory` is what a decoder's
+        cross-attention reads, where the state does not hold it. `token_types` (B, T): segments; none given: all 0.
         """
         tokens = tokens.to(self.device)
         B, T = tokens.shape
-        x = F.embedding(tokens, self.embed_tokens.weight.to(self.compute_dtype))
-        slots, mask = None, None
+        device = tokens.device
+        slots, seen = None, None  # seen (B|1, T, S) bool
         if state is not None:
-            positions = state.lengths.unsqueeze(1) + torch.arange(T, device=tokens.device)
+            positions = state.lengths.unsqueeze(1) + torch.arange(T, device=device)
             used = int(positions[:, -1].max()) + 1
             if used > state.capacity:
                 state.grow(max(used, 2 * state.capacity))
             # Few different lengths, few different kernels: see `padding.MULTIPLE`. The mask hides the rest.
             longest = min(state.capacity, -(-used // MULTIPLE) * MULTIPLE)
-            slots = CacheSlots(torch.arange(B, device=tokens.device).unsqueeze(1), positions, longest)
-            if used > T or T == 1:  # else every row begins here: plain causal attention
-                mask = torch.arange(longest, device=tokens.device) <= positions.unsqueeze(-1)  # (B, T, S)
+            continued = used > T or T == 1  # else every row begins here: attention among the new tokens
+            slots = CacheSlots(torch.arange(B, device=device).unsqueeze(1), positions, longest, continued)
+            if continued:
+                seen = torch.arange(longest, device=device) <= positions.unsqueeze(-1)
+            memory = memory or state.memory
+            length = used
         elif layout is not None:
-            positions, mask = layout.positions, layout.mask
+            positions, seen, length = layout.positions, layout.mask, T
         else:
-            positions = torch.arange(T, device=tokens.device).unsqueeze(0)
-        cos, sin = rotary_tables(positions, self.config.head_width, self.config.rope_theta, x.dtype)
-        rotary = (cos.unsqueeze(1), sin.unsqueeze(1))  # (B|1, 1, T, E)
-        if mask is not None:
-            mask = mask.unsqueeze(1)  # one for all heads
+            positions, length = torch.arange(T, device=device).unsqueeze(0), T
+        keys_at = positions if slots is None or seen is None else torch.arange(slots.longest, device=device)[None]
+        rotary = self._rotary(positions, length)
+        full, windowed = self._masks(positions, keys_at, seen)
+        attended = None
+        if memory is not None and memory.mask is not None:
+            attended = memory.mask[:, None, None, :]
+        x = self._embed(tokens, positions, token_types)
         for number, layer in enumerate(self.layers):
-            if state is None:
-                x = layer(x, rotary, mask)
-            else:
-                x = layer(x, rotary, mask, (state.keys[number], state.values[number]), slots)
+            mask = full if self.config.window(number) is None else windowed
+            cache = None if state is None else (state.keys[number], state.values[number])
+            source = None if memory is None else (memory.keys[number], memory.values[number], attended)
+            x = layer(x, rotary, mask, cache, slots, source)
         if state is not None:
             state.lengths = state.lengths + T
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x if self.norm is None else self.norm(x)  # type: ignore[no-any-return]
+
+    def _embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+        """The stream (B, T, D) that the first block reads."""
+        dtype = self.compute_dtype
+        x = F.embedding(tokens, self.embed_tokens.weight.to(dtype))
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.embed_positions is not None:
+            rows = (positions + self.config.position_offset).clamp(0, self.embed_positions.num_embeddings - 1)
+            x = x + F.embedding(rows, self.embed_positions.weight.to(dtype))
+        elif self.config.positions == "sinusoidal":
+            x = x + sinusoids(positions, self.config.width).to(dtype)
+        if self.embed_types is not None:
+            types = torch.zeros_like(tokens) if token_types is None else token_types.to(tokens.device)
+            x = x + F.embedding(types, self.embed_types.weight.to(dtype))
+        return x if self.embed_norm is None else self.embed_norm(x)  # type: ignore[no-any-return]
+
+    def _rotary(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin (B|1, 1, T, R) at the positions (B|1, T) of the new tokens."""
+        if self.config.positions != "rotary":
+            return None
+        frequencies, factor = rotary_frequencies(self.config, length, positions.device)
+        cos, sin = rotary_tables(positions, frequencies, self.compute_dtype, factor)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def _masks(self, queries_at: Tensor, keys_at: Tensor, seen: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Masks of blocks without and with a sliding window: (B|1, H|1, T, S), bool or added to scores; None: plain.
+
+        queries_at (B|1, T) and keys_at (B|1, S): positions. `seen` (B|1, T, S) bool; None: the plain order.
+        """
+        config = self.config
+        T = queries_at.shape[1]
+        distances = keys_at.unsqueeze(1) - queries_at.unsqueeze(2)  # (B|1, T, S), negative for the past
+        biased = config.positions in ("alibi", "relative")
+        window = config.sliding_window if config.sliding_window is not None and (seen is not None or T > 1) else None
+        if seen is None and (biased or window is not None):
+            seen = distances <= 0 if config.causal else torch.ones_like(distances, dtype=torch.bool)
+        if seen is None:
+            return None, None
+        bias = self._bias(distances, keys_at) if biased else None
+
+        def joined(visible: Tensor) -> Tensor:
+            visible = visible.unsqueeze(1)
+            return visible if bias is None else bias.masked_fill(~visible, float("-inf"))
+
+        near = seen if window is None else seen & (distances > -window) & (distances < window)
+        return joined(seen), joined(near)
+
+    def _bias(self, distances: Tensor, keys_at: Tensor) -> Tensor:
+        """What is added to the scores for where keys stand: (B|1, H, T, S) in the compute dtype."""
+        config = self.config
+        if self.relative_bias is not None:
+            buckets = relative_buckets(
+                distances, config.relative_buckets, config.relative_max_distance, causal=config.causal
+            )
+            return F.embedding(buckets, self.relative_bias.weight).permute(0, 3, 1, 2).to(self.compute_dtype)
+        slopes = alibi_slopes(config.heads, config.alibi_bias_max).to(distances.device)
+        if config.alibi_before_scaling:
+            biases = (slopes.bfloat16()[:, None] * keys_at.clamp(min=0).unsqueeze(1)).float() * config.scale
+            return biases.unsqueeze(2).expand(-1, -1, distances.shape[1], -1).to(self.compute_dtype)
+        return (slopes[:, None, None] * distances.unsqueeze(1)).to(self.compute_dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of final activations (..., D), in the compute dtype."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight.to(hidden.dtype))
+        weight, bias = self.head()
+        return F.linear(self.before_head(hidden), weight.to(hidden.dtype), None if bias is None else bias.to(hidden))
+
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """What the output matrix is applied to: (..., D), or (..., embedding_width), of final activations (..., D)."""
+        if self.head_dense is not None and self.head_norm is not None:
+            hidden = self.head_norm(activation(self.config.activation)(self.head_dense(hidden)))
+        if self.project_out is not None:
+            hidden = self.project_out(hidden)
+        return hidden if self.config.logit_scale == 1.0 else hidden * self.config.logit_scale
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The output matrix (V, D) and its bias (V,) or None, in fp32."""
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).weight, self.head_bias
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """tanh of a dense layer over the first position's activations: (B, D)."""
+        if self.pooler is None:
+            raise UserError("this model has no pooler")
+        return torch.tanh(self.pooler(hidden[:, 0]))
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding matrix."""
+        return self.lm_head is None
+
+    def matrix_parameters(self) -> int:
+        """See `TransformerConfig.matrix_parameters`: of the experts, those that a token passes through."""
+        return self.config.matrix_parameters()
+
+    def forward_flops_per_token(self, length: int) -> float:
+        """See `TransformerConfig.forward_flops_per_token`."""
+        return self.config.forward_flops_per_token(length)
 
     def forward(self, tokens: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
         """Logits (B, T, V) fp32 of tokens (B, T) int64, and the state to continue from (extended in place).
 
         Positions beyond `context_length` are computed as asked; what a model does there is not defined.
         """
-        if state is None:
-            state = self.new_state(tokens.shape[0], tokens.shape[1])
-        return self.logits(self.hidden(tokens, state)).float().to(tokens.device), state
+        return super().forward(tokens, state)

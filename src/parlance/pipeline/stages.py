@@ -42,7 +42,8 @@ from parlance.finetuning.docstrings import collect_demonstrations, drop_leaks
 from parlance.finetuning.supervised import FinetuningConfig, encode_demonstrations, finetune
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import SamplingConfig
-from parlance.models.checkpoints import load_transformer, save_transformer
+from parlance.models.checkpoints import family_for, load_transformer, save_model
+from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.transformer import Transformer
 from parlance.pipeline.division import divide_prompts, prompt_key
@@ -156,16 +157,14 @@ def make_base(
     if result.prediction is not None:
         write_json(out / "prediction.json", result.prediction)
     _save(out, result.model, tokenizer)
-    shape = result.model.config
+    shape = result.model.config.model_dump()
     return {
         "parameters": result.model.parameter_count(),
-        "layers": shape.layers,
-        "width": shape.width,
-        "heads": shape.heads,
-        "context_length": shape.context_length,
-        "vocab_size": shape.vocab_size,
+        **{name: shape[name] for name in ("layers", "width", "heads") if name in shape},
+        "context_length": result.model.context_length,
+        "vocab_size": result.model.vocab_size,
         "precision": str(result.model.compute_dtype).removeprefix("torch."),
-        "architecture": "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM",
+        "architecture": family_for(result.model.config).architectures[0],
         "tokens": result.tokens,
         "seconds": result.seconds,
         "compiled": result.compiled,
@@ -173,12 +172,12 @@ def make_base(
     }
 
 
-def _save(out: Path, model: Transformer, tokenizer: Tokenizer, *, chats: bool = False) -> None:
+def _save(out: Path, model: NeuralLanguageModel, tokenizer: Tokenizer, *, chats: bool = False) -> None:
     """The checkpoint's files. The resume states stay until the caller has marked the stage as done."""
     tokenizer.save(out)
     # Other programs stop where these files say: a model that chats ends its turn, it does not end the text.
     end_of_turn = tokenizer.end_of_turn if chats else None
-    save_transformer(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn)
+    save_model(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn)
 
 
 def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:

@@ -4,15 +4,19 @@ The trainer divides by the count of the whole step, never by that of a micro-bat
 same gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parlance.core.errors import UserError
+from parlance.models.neural import NeuralLanguageModel
 from parlance.models.padding import MULTIPLE
-from parlance.models.transformer import Layout, Transformer
+from parlance.models.transformer import Transformer
+from parlance.models.transformer_blocks import Layout
 from parlance.text.packing import PackedBatch
 
 IGNORE = -100
@@ -54,7 +58,7 @@ class TokenBatch:
     """Positions and attention of packed documents; None: one text a row."""
 
 
-def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(model: NeuralLanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Summed -log p(target) in nats of hidden (N, D) and targets (N,)."""
     return F.cross_entropy(model.logits(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
 
@@ -68,8 +72,13 @@ class NextTokenObjective:
     def __init__(self) -> None:
         self.cross_entropy = cross_entropy_sum
 
-    def __call__(self, model: Transformer, batch: TokenBatch) -> LossTerms:
-        hidden = model.hidden(batch.inputs, layout=batch.layout).flatten(0, 1)
+    def __call__(self, model: NeuralLanguageModel, batch: TokenBatch) -> LossTerms:
+        if batch.layout is None:
+            hidden = model.hidden(batch.inputs).flatten(0, 1)
+        elif isinstance(model, Transformer):
+            hidden = model.hidden(batch.inputs, layout=batch.layout).flatten(0, 1)
+        else:
+            raise UserError("only a Transformer reads packed documents: choose packing=stream")
         targets = batch.targets.flatten().to(hidden.device)
         if bool((targets == IGNORE).any()):
             kept = (targets != IGNORE).nonzero().squeeze(1)
@@ -98,7 +107,7 @@ def packed_batch(rows: PackedBatch, device: torch.device) -> TokenBatch:
     return TokenBatch(torch.from_numpy(rows.inputs).to(device), torch.from_numpy(rows.targets).to(device), layout)
 
 
-def mean_loss(model: Transformer, batches: list[TokenBatch], objective: "NextTokenObjective | None" = None) -> float:
+def mean_loss(model: NeuralLanguageModel, batches: Sequence[Any], objective: Any = None) -> float:
     """Mean nats per counted token over `batches`, by the (perhaps compiled) objective of the training run.
 
     Runs in gradient mode, so that code compiled for training serves here too; no gradient is computed.

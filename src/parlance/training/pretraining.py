@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import Field
@@ -23,36 +23,37 @@ from parlance.core.devices import fast_bfloat16
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
-from parlance.models.checkpoints import load_transformer
-from parlance.models.transformer import Transformer, TransformerConfig
+from parlance.models.building import build
+from parlance.models.checkpoints import load_model
+from parlance.models.neural import NeuralLanguageModel
+from parlance.models.transformer import Transformer
 from parlance.scaling.power_law import fit_power_law
 from parlance.text.packing import Packing
 from parlance.text.token_dataset import TokenDataset
+from parlance.training.architectures import ARCHITECTURES, Kind, configure
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.compilation import WORTH_SECONDS, compile_training
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
-from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch, token_batch
+from parlance.training.objectives import mean_loss
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
+from parlance.training.tasks import NextTokenTask, Task
 from parlance.training.trainer import Trainer, TrainingConfig
-
-LADDER = ((1, 64), (2, 128), (3, 192), (4, 256), (5, 320), (6, 384), (8, 512), (10, 640), (12, 768), (16, 1024))
-"""Sizes to choose from: (layers, width); heads are 64 wide."""
 
 
 class PretrainingConfig(Config):
     """How a base model is made."""
 
+    architecture: Kind = "transformer"
+    """What is trained: see `architectures.py`."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the model's own configuration, such as `cell` of a recurrent model or `positions` of a Transformer."""
     context_length: int = Field(default=256, ge=2)
     """Tokens a training window, and the longest text the model reads."""
     layers: int | None = Field(default=None, ge=1)
     """Blocks; None: chosen from the budget."""
-    width: int | None = Field(default=None, ge=64, multiple_of=64)
-    """Residual width, a multiple of 64; None: chosen from the budget."""
-    qk_norm: bool = True
-    """Qwen3-like (True) or LLaMA-like (False)."""
-    tie_embeddings: bool = False
-    """Share the embedding with the output head."""
+    width: int | None = Field(default=None, ge=1)
+    """Size of the hidden activations (a Transformer's: a multiple of its head's); None: chosen from the budget."""
     batch_size: int = Field(default=8, ge=1)
     """Windows a step."""
     packing: Packing = "stream"
@@ -76,7 +77,7 @@ class PretrainingConfig(Config):
 class PretrainingResult:
     """A trained base model and what is known about it."""
 
-    model: Transformer
+    model: NeuralLanguageModel
     choices: list[str]
     """One sentence for each derived setting."""
     prediction: dict[str, Any] | None
@@ -86,55 +87,65 @@ class PretrainingResult:
     compiled: bool
 
 
-def shape(layers: int, width: int, vocab_size: int, config: PretrainingConfig) -> TransformerConfig:
-    """The Transformer of a rung of the ladder."""
-    if width % 64:
-        raise UserError(f"width {width} is not a multiple of 64, the width of one head")
-    return TransformerConfig(
+def pretraining_config(architecture: Kind) -> PretrainingConfig:
+    """The settings that suit an architecture."""
+    return PretrainingConfig(architecture=architecture, rates=ARCHITECTURES[architecture].rates)
+
+
+def shape(layers: int, width: int, vocab_size: int, config: PretrainingConfig) -> Any:
+    """The model's configuration at a rung of the ladder."""
+    return configure(
+        config.architecture,
+        layers=layers,
+        width=width,
         vocab_size=vocab_size,
         context_length=config.context_length,
-        width=width,
-        layers=layers,
-        heads=width // 64,
-        qk_norm=config.qk_norm,
-        tie_embeddings=config.tie_embeddings,
+        fields=config.model,
     )
 
 
-def _fresh(config: TransformerConfig, seed: int, device: torch.device) -> Transformer:
-    model = Transformer(config)
+def make_task(config: PretrainingConfig) -> Task:
+    """What the model is trained on."""
+    return NextTokenTask(config.batch_size, config.context_length, config.packing)
+
+
+def _fresh(config: Any, seed: int, device: torch.device) -> NeuralLanguageModel:
+    model = build(config)
     model.initialise(torch.Generator().manual_seed(seed))
     model.to(device)
     model.compute_dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
     return model
 
 
-def seconds_per_token(model: Transformer, batch: TokenBatch) -> float:
-    """Measured time of one forward and backward pass per token (the faster of two after a first)."""
-    objective, times = NextTokenObjective(), []
+def seconds_per_token(model: NeuralLanguageModel, objective: Any, batch: Any) -> float:
+    """Measured time of one forward and backward pass per counted token (the faster of two after a first)."""
+    times, count = [], 1
     for _ in range(3):
         start = time.perf_counter()
-        objective(model, batch).loss_sum.backward()  # type: ignore[no-untyped-call]
+        terms = objective(model, batch)
+        terms.loss_sum.backward()
         times.append(time.perf_counter() - start)
+        count = max(1, terms.count)
         for parameter in model.parameters():
             parameter.grad = None
-    return min(times[1:]) / batch.inputs.numel()
+    return min(times[1:]) / count
 
 
 def choose_shape(
     dataset: TokenDataset, config: PretrainingConfig, vocab_size: int, seconds: float, device: torch.device
-) -> tuple[TransformerConfig, str]:
+) -> tuple[Any, str]:
     """The largest rung that still sees `tokens_per_parameter` tokens a matrix parameter in `seconds`, and why.
 
     Speeds are measured rung by rung, smallest first, and stop at the first rung that is too slow.
     """
-    (windows, _) = next(dataset.batches(config.batch_size, config.context_length, seed=0))
-    batch = _to(token_batch(torch.from_numpy(windows)), device)
+    task = make_task(config)
+    batch, _ = next(task.batches(dataset, 0, None, device))
     chosen, reason = None, ""
-    for layers, width in LADDER:
+    for layers, width in ARCHITECTURES[config.architecture].ladder:
         candidate = shape(layers, width, vocab_size, config)
-        tokens = seconds / seconds_per_token(_fresh(candidate, 0, device), batch)
-        ratio = tokens / candidate.matrix_parameters()
+        model = _fresh(candidate, 0, device)
+        tokens = seconds / seconds_per_token(model, task.objective, batch)
+        ratio = tokens / model.matrix_parameters()
         if chosen is not None and ratio < config.tokens_per_parameter:
             break
         chosen = candidate
@@ -145,21 +156,6 @@ def choose_shape(
         )
     assert chosen is not None
     return chosen, reason
-
-
-def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    return TokenBatch(batch.inputs.to(device), batch.targets.to(device))
-
-
-def validation_batches(dataset: TokenDataset, config: PretrainingConfig, device: torch.device) -> list[TokenBatch]:
-    """Windows of the validation split in their own order, whole batches of the training shape, up to the set size."""
-    span = config.context_length
-    tokens = torch.from_numpy(dataset.tokens[: config.validation_tokens + 1].astype("int64"))
-    count = max(1, (len(tokens) - 1) // span)
-    windows = torch.stack([tokens[i * span : (i + 1) * span + 1] for i in range(count)])
-    # Whole batches only, so that compiled code meets the one shape it was compiled for.
-    size = min(config.batch_size, count)
-    return [_to(token_batch(windows[i : i + size]), device) for i in range(0, count - size + 1, size)]
 
 
 def pretrain(
@@ -191,7 +187,7 @@ def pretrain(
     started = time.monotonic()
     if resume and plan_file.exists():
         plan = read_json(plan_file)
-        shape_config = TransformerConfig.model_validate(plan["model"])
+        shape_config = ARCHITECTURES[config.architecture].configuration.model_validate(plan["model"])
     else:
         shape_config, reason = _choose(train, config, vocab_size, budget, device, initial)
         plan = {"model": shape_config.model_dump(), "choices": [reason], "prediction": None, "spent": 0.0}
@@ -199,27 +195,22 @@ def pretrain(
         plan_file.unlink(missing_ok=True)
     say(plan["choices"][0])
 
-    def start() -> Transformer:
+    task = make_task(config)
+
+    def start() -> NeuralLanguageModel:
         model = _fresh(shape_config, seed, device)
         if initial is not None:
-            model.load_state_dict(load_transformer(initial).state_dict())
+            model.load_state_dict(load_model(initial).state_dict())
         return model
 
-    def batches(state: Any) -> Iterator[tuple[TokenBatch, Any]]:
-        size, length = config.batch_size, config.context_length
-        if config.packing == "best-fit":
-            for packed, after in train.packed_batches(size, length, seed=seed, state=state):
-                yield packed_batch(packed, device), after
-        else:
-            for rows, after in train.batches(size, length, seed=seed, state=state):
-                yield _to(token_batch(torch.from_numpy(rows)), device), after
+    def batches(state: Any) -> Iterator[tuple[Any, Any]]:
+        return task.batches(train, seed, state, device)
 
-    model, objective = start(), NextTokenObjective()
-    checks = validation_batches(validation, config, device)
+    model, objective = start(), task.objective
+    checks = task.validation(validation, config.validation_tokens, device)
     worth = budget.seconds is not None and budget.seconds >= WORTH_SECONDS
-    compiled = (worth if config.compile is None else config.compile) and compile_training(
-        model, objective, next(batches(None))[0]
-    )
+    wanted = worth if config.compile is None else config.compile
+    compiled = wanted and _compiles(model) and compile_training(model, objective, next(batches(None))[0])
 
     def optimizer() -> Optimizer:
         return Optimizer(parameter_groups(model, config.rates), model.compute_dtype)
@@ -253,6 +244,11 @@ def pretrain(
     return PretrainingResult(model, plan["choices"], plan["prediction"], trainer.items, seconds, compiled)
 
 
+def _compiles(model: NeuralLanguageModel) -> TypeGuard[Transformer]:
+    """Whether compiling pays: blocks of one shape, and no routing that depends on the data."""
+    return isinstance(model, Transformer) and model.config.experts is None
+
+
 def _choose(
     train: TokenDataset,
     config: PretrainingConfig,
@@ -260,9 +256,9 @@ def _choose(
     budget: Budget,
     device: torch.device,
     initial: Path | None,
-) -> tuple[TransformerConfig, str]:
+) -> tuple[Any, str]:
     if initial is not None:
-        model = load_transformer(initial)
+        model = load_model(initial)
         return model.config, f"the size of {initial}, which this run continues"
     if (config.layers is None) != (config.width is None):
         raise UserError("set both layers and width, or neither")
@@ -277,8 +273,8 @@ def _choose(
 def _pilots(
     run: Callable[..., tuple[Trainer[Any, Any], float]],
     validate: Callable[[], dict[str, float]],
-    model: Transformer,
-    start: Callable[[], Transformer],
+    model: NeuralLanguageModel,
+    start: Callable[[], NeuralLanguageModel],
     folder: Path,
     config: PretrainingConfig,
     budget: Budget,
@@ -325,7 +321,7 @@ def _pilots(
     }
 
 
-def _copy(source: Transformer, target: Transformer) -> None:
+def _copy(source: NeuralLanguageModel, target: NeuralLanguageModel) -> None:
     with torch.no_grad():
         for new, old in zip(source.parameters(), target.parameters(), strict=True):
             old.copy_(new)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from parlance.core.config import Config
-from parlance.models.transformer import Transformer
+from parlance.models.neural import NeuralLanguageModel
 from parlance.training.optimizers import ParameterGroup
 
 
@@ -46,7 +46,7 @@ def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0)
             matrices[name] = parameter
         else:
             head[name] = parameter
-    tied = any(isinstance(module, Transformer) and module.config.tie_embeddings for module in model.modules())
+    tied = any(isinstance(module, NeuralLanguageModel) and module.tied for module in model.modules())
     muon = rates.optimizer == "muon"
     return [
         ParameterGroup(

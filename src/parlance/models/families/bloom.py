@@ -1,0 +1,124 @@
+"""BLOOM and BLOOMZ: ALiBi, LayerNorm (after the embedding too), tanh GELU, biases everywhere.
+
+The query, key and value of each head lie side by side in one matrix. Files may name the width `n_embed` or
+`hidden_size`, and lack the prefix `transformer.`. ALiBi knows no longest text: `seq_length`, where it is given, else 2048 as in training.
+
+Source: BigScience 2022; names and fields as in `transformers`.
+"""
+
+from collections.abc import Iterable
+
+from parlance.models.families.family import (
+    ConfigReader,
+    Entry,
+    Family,
+    Stacked,
+    Values,
+    grouped,
+    head,
+    layered,
+    linear,
+    norm,
+    same,
+)
+from parlance.models.transformer_config import TransformerConfig
+
+_MEGATRON = (
+    "attention_softmax_in_fp32",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "offset_alibi",
+    "skip_bias_add",
+    "skip_bias_add_qkv",
+    "slow_but_exact",
+)
+"""Settings of the program that trained it; they change the order of operations at most."""
+
+
+def _read(reader: ConfigReader) -> TransformerConfig:
+    width, heads = reader.integer("hidden_size", "n_embed"), reader.integer("n_head", "num_attention_heads")
+    if width % heads:
+        raise reader.error(f"n_head {heads} does not divide hidden_size {width}")
+    reader.only("apply_residual_connection_post_layernorm", False)
+    reader.only("n_inner", 4 * width)
+    reader.passed_over(*_MEGATRON)
+    config = TransformerConfig(
+        vocab_size=reader.integer("vocab_size"),
+        context_length=reader.integer("seq_length", default=2048),
+        width=width,
+        layers=reader.integer("n_layer", "num_hidden_layers"),
+        heads=heads,
+        head_width=width // heads,
+        mlp_width=4 * width,
+        positions="alibi",
+        qk_norm=False,
+        norm="layer",
+        norm_epsilon=reader.number("layer_norm_epsilon", default=1e-5),
+        embedding_norm=True,
+        activation="gelu-tanh",
+        gated_mlp=False,
+        attention_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        tie_embeddings=reader.flag("tie_word_embeddings", default=True),
+    )
+    reader.finish()
+    return config
+
+
+def _write(config: TransformerConfig) -> Values:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "seq_length": config.context_length,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "apply_residual_connection_post_layernorm": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+
+
+def _table(config: TransformerConfig) -> list[Entry | Stacked]:
+    def block(number: int) -> Iterable[Entry]:
+        ours, theirs = f"layers.{number}", f"transformer.h.{number}"
+        for part in ("weight", "bias"):
+            yield grouped(
+                f"{theirs}.self_attention.query_key_value.{part}",
+                (
+                    f"{ours}.self_attn.q_proj.{part}",
+                    f"{ours}.self_attn.k_proj.{part}",
+                    f"{ours}.self_attn.v_proj.{part}",
+                ),
+                groups=config.heads,
+                queries=1,
+                head_width=config.head_width,
+            )
+        yield from linear(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=True)
+        yield from linear(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
+        yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            yield from norm(f"{theirs}.{part}", f"{ours}.{part}", bias=True)
+
+    return [
+        same("transformer.word_embeddings.weight", "embed_tokens.weight"),
+        *norm("transformer.word_embeddings_layernorm", "embed_norm", bias=True),
+        *layered(config, block),
+        *norm("transformer.ln_f", "norm", bias=True),
+        head("lm_head.weight", config),
+    ]
+
+
+BLOOM = Family(
+    "bloom",
+    ("BloomForCausalLM",),
+    _read,
+    _write,
+    _table,
+    "transformer.",
+    (r".*\.scale_mask_softmax\.causal_mask", r".*\.self_attention\.(masked_)?bias"),
+)

@@ -1,0 +1,134 @@
+"""Feed-forward language model: the embeddings of the last `context` tokens, side by side, through a network.
+
+Bengio's model with depth: a tanh layer over the window, then residual layers, then the head. The direct connections
+from window to output are left out: they cost `context` times the head and gained nothing in the paper's larger test.
+Positions before the sequence have a zero embedding. Nothing is remembered but the window, so generation costs the same
+for every token.
+
+    model = FeedForwardModel(FeedForwardConfig(vocab_size=256, layers=2, width=256))
+    model.initialise(torch.Generator().manual_seed(0))
+    logits, state = model.forward(torch.tensor([[1, 2, 3]]))        # (1, 3, 256)
+    logits, state = model.forward(torch.tensor([[4]]), state)       # continues in constant work and memory
+
+Shapes: B batch, T new tokens, V vocabulary, D width, E embedding width, N context. Source: Bengio et al. 2003.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from parlance.core.config import Config
+from parlance.models.convolutional import InputHistory, causal_taps
+from parlance.models.neural import NeuralLanguageModel
+from parlance.models.transformer_blocks import Linear, RMSNorm
+
+
+class FeedForwardConfig(Config):
+    """Sizes of a feed-forward language model."""
+
+    model_type: Literal["parlance-feedforward"] = "parlance-feedforward"
+    """What `config.json` says this is."""
+    vocab_size: int = Field(ge=1)
+    """Rows of the embedding (V)."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Longest sequence the model may see; None: no bound."""
+    layers: int = Field(ge=1)
+    """Hidden layers: the first over the window, each further one a residual branch."""
+    width: int = Field(ge=1)
+    """Units of a hidden layer (D)."""
+    context: int = Field(default=16, ge=1)
+    """Tokens that a prediction depends on (N): the model is an (N + 1)-gram model."""
+    embedding_width: int | None = Field(default=None, ge=1)
+    """Size of a token's embedding (E); None: a quarter of `width`, but at least 16."""
+    norm_epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMSNorm."""
+
+    @property
+    def token_width(self) -> int:
+        """E, with the default filled in."""
+        return max(16, self.width // 4) if self.embedding_width is None else self.embedding_width
+
+
+class WindowLayer(nn.Module):
+    """tanh(W window + b)."""
+
+    def __init__(self, config: FeedForwardConfig) -> None:
+        super().__init__()
+        self.in_proj = Linear(config.context * config.token_width, config.width, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.in_proj(x).tanh()  # type: ignore[no-any-return]
+
+
+class ResidualLayer(nn.Module):
+    """x + out(tanh(W norm(x) + b))."""
+
+    def __init__(self, config: FeedForwardConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.in_proj = Linear(config.width, config.width, bias=True)
+        self.out_proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out_proj(self.in_proj(self.input_layernorm(x)).tanh())  # type: ignore[no-any-return]
+
+
+class FeedForwardModel(NeuralLanguageModel):
+    """Embedding, hidden layers over a window, head."""
+
+    def __init__(self, config: FeedForwardConfig) -> None:
+        super().__init__()
+        self.config: FeedForwardConfig = config
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
+        self.compute_dtype = torch.float32
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.token_width)
+        rest = [ResidualLayer(config) for _ in range(config.layers - 1)]
+        self.layers = nn.ModuleList([WindowLayer(config), *rest])
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.lm_head = Linear(config.width, config.vocab_size)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw fresh weights: N(0, 1/inputs) for matrices, N(0, 1) for the embedding, a small head, zero biases.
+
+        Outputs of the residual branches are zero, so that every such layer begins as the identity.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("norm.weight"):
+                    parameter.fill_(1.0)
+                elif parameter.ndim < 2 or name.endswith("out_proj.weight"):
+                    parameter.zero_()
+                elif name.startswith("layers."):
+                    parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+                else:
+                    deviation = 1.0 if name.startswith("embed_tokens") else 0.001
+                    parameter.normal_(0.0, deviation, generator=generator)
+
+    def new_state(self, batch: int, capacity: int) -> InputHistory:  # noqa: ARG002
+        """The embeddings of the window without its newest token: zeros; it never grows."""
+        shape = (batch, self.config.context - 1, self.config.token_width)
+        return InputHistory([torch.zeros(shape, dtype=self.compute_dtype, device=self.device)])
+
+    def hidden(self, tokens: Tensor, state: InputHistory | None = None) -> Tensor:
+        """See `NeuralLanguageModel.hidden`: normalised outputs of the last hidden layer."""
+        x = F.embedding(tokens.to(self.device), self.embed_tokens.weight.to(self.compute_dtype))
+        state = self.new_state(tokens.shape[0], 0) if state is None else state
+        x, state.inputs[0] = causal_taps(x, state.inputs[0], self.config.context)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) of activations (..., D), in the compute dtype."""
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
+
+    def forward_flops_per_token(self, length: int) -> float:  # noqa: ARG002
+        """Two per weight of the layers' matrices and the head; the same at every length."""
+        config = self.config
+        window = config.context * config.token_width * config.width
+        rest = (config.layers - 1) * 2 * config.width * config.width
+        return 2.0 * (window + rest + config.vocab_size * config.width)

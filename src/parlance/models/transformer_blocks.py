@@ -1,0 +1,258 @@
+"""The parts of a Transformer block: linear maps, norms, attention, feed-forward, and the block that joins them.
+
+Each part takes its choices from `TransformerConfig` once, when it is made. Weights are fp32 parameters, used in the
+dtype of the activations. Module names are those of LLaMA's checkpoints.
+
+Shapes: B batch, T new tokens, S keys, D width, H query heads, K key/value heads, E head width, F feed-forward width.
+
+Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped-query attention); Shazeer 2020 (gated feed-forward);
+Wang and Komatsuzaki 2021 (parallel blocks); Xiong et al. 2020 (pre-norm); Henry et al. 2020 (query/key norm).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parlance.models.key_value_cache import CacheSlots
+from parlance.models.positions import rotate
+from parlance.models.transformer_config import TransformerConfig
+
+
+@dataclass
+class Layout:
+    """Where tokens stand and what each may attend to, where that is not plain order from the left."""
+
+    positions: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T, T) bool: may position t attend to s?
+
+
+def padding_layout(mask: Tensor, *, causal: bool = True) -> Layout:
+    """The layout of rows padded anywhere: `mask` (B, T) bool says what is a token.
+
+    Padding sees itself alone, so that its activations are numbers; positions count tokens (-1 before the first).
+    """
+    T = mask.shape[1]
+    visible = mask.unsqueeze(1).expand(-1, T, -1)
+    if causal:
+        visible = visible & torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
+    visible = visible | torch.eye(T, dtype=torch.bool, device=mask.device)
+    return Layout(mask.long().cumsum(1) * mask - 1, visible)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b. W is (outputs, inputs) and b (outputs,), in fp32, used in the dtype of x."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last dimension (Ba et al. 2016)."""
+
+    def __init__(self, width: int, epsilon: float, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (x.shape[-1],), self.weight.to(x.dtype), bias, self.epsilon)
+
+
+def make_norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
+    """The norm of the residual stream that `config` asks for."""
+    if config.norm == "rms":
+        return RMSNorm(config.width, config.norm_epsilon)
+    return LayerNorm(config.width, config.norm_epsilon, bias=config.norm_bias)
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function of `TransformerConfig.activation`."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+        "relu2": lambda x: F.relu(x).square(),
+    }
+    return functions[name]
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T + causal mask) v for q (B, H, T, E), k and v (B, K, T, E)."""
+    B, H, T, E = q.shape
+    group = H // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= 1024:
+        # In bfloat16 on CPUs, batched products are 1.1 to 2 times as fast as the fused kernel (docs/lab-notebook.md).
+        mask = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
+        scores = torch.baddbmm(
+            mask.expand(B * H, T, T),
+            q.reshape(B * H, T, E),
+            k.reshape(B * H, T, E).transpose(1, 2),
+            alpha=scale,
+        )
+        return torch.bmm(scores.softmax(-1), v.reshape(B * H, T, E)).view(B, H, T, E)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of a sequence to itself or, in `cross` form, to an encoder's output."""
+
+    def __init__(self, config: TransformerConfig, layer: int = 0, *, cross: bool = False) -> None:
+        super().__init__()
+        D, E = config.width, config.head_width
+        self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, E
+        self.causal = config.causal and not cross
+        self.scale, self.clip, self.window = config.scale, config.clip_qkv, config.window(layer)
+        self.q_proj = Linear(D, self.heads * E, bias=config.attention_bias)
+        self.k_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
+        self.v_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
+        self.o_proj = Linear(self.heads * E, D, bias=config.output_bias)
+        self.q_norm = RMSNorm(E, config.norm_epsilon) if config.qk_norm else None
+        self.k_norm = RMSNorm(E, config.norm_epsilon) if config.qk_norm else None
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, H, T, E) of x (B, T, D), without positions."""
+        q = self._clipped(self.q_proj(x)).view(*x.shape[:2], self.heads, self.head_width)
+        return (q if self.q_norm is None else self.q_norm(q)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, S, E) each of x (B, S, D), without positions."""
+        shape = (*x.shape[:2], self.kv_heads, self.head_width)
+        k, v = self._clipped(self.k_proj(x)).view(shape), self._clipped(self.v_proj(x)).view(shape)
+        return (k if self.k_norm is None else self.k_norm(k)).transpose(1, 2), v.transpose(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        slots: CacheSlots | None = None,
+    ) -> Tensor:
+        """Self-attention. `mask` (B|1, H|1, T, S), bool or added to the scores; None: plain order."""
+        q = self.queries(x)
+        k, v = self.keys_values(x)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None and slots is not None:
+            keys, values = cache
+            keys[slots.rows, :, slots.positions] = k.transpose(1, 2)
+            values[slots.rows, :, slots.positions] = v.transpose(1, 2)
+            if slots.continued:
+                k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
+        if mask is None and self.causal:
+            y = causal_attention(q, k, v, self.scale)
+        else:
+            y = self._masked(q, k, v, mask)
+        return self._out(y)
+
+    def cross(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of x (B, T, D) to an encoder's keys and values (B, K, S, E); `mask` (B, 1, 1, S) bool."""
+        return self._out(self._masked(self.queries(x), keys, values, mask))
+
+    def _masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        grouped = self.heads != self.kv_heads
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=grouped)
+
+    def _out(self, y: Tensor) -> Tensor:
+        B, _, T, _ = y.shape
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x)))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        D, F_, bias = config.width, config.feed_forward_width, config.mlp_bias
+        self.activation = activation(config.activation)
+        self.gate_proj = Linear(D, F_, bias=bias) if config.gated_mlp else None
+        self.up_proj = Linear(D, F_, bias=bias)
+        self.down_proj = Linear(F_, D, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))  # type: ignore[no-any-return]
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward around the residual stream, with norms before (or after) each.
+
+    `input_layernorm` belongs to attention, `post_attention_layernorm` to the feed-forward, `cross_layernorm` to
+    cross-attention, in either placement.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.post = config.norm_placement == "post"
+        self.parallel = config.block == "parallel"
+        one_norm = self.parallel and config.parallel_norms == 1
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, layer)
+        self.cross_layernorm = make_norm(config) if config.cross_attention else None
+        self.cross_attn = Attention(config, layer, cross=True) if config.cross_attention else None
+        self.post_attention_layernorm = None if one_norm else make_norm(config)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        slots: CacheSlots | None = None,
+        memory: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """x (B, T, D) to (B, T, D). `memory`: keys, values and mask of cross-attention."""
+        first, second = self.input_layernorm, self.post_attention_layernorm
+        if self.parallel:
+            a = first(x)
+            m = a if second is None else second(x)
+            return x + self.self_attn(a, rotary, mask, cache, slots) + self.mlp(m)  # type: ignore[no-any-return]
+        assert second is not None
+        if self.post:
+            x = first(x + self.self_attn(x, rotary, mask, cache, slots))
+        else:
+            x = x + self.self_attn(first(x), rotary, mask, cache, slots)
+        if self.cross_attn is not None and self.cross_layernorm is not None and memory is not None:
+            if self.post:
+                x = self.cross_layernorm(x + self.cross_attn.cross(x, *memory))
+            else:
+                x = x + self.cross_attn.cross(self.cross_layernorm(x), *memory)
+        if self.post:
+            return second(x + self.mlp(x))  # type: ignore[no-any-return]
+        return x + self.mlp(second(x))  # type: ignore[no-any-return]
+
+
+def fan_in_spread(module: Linear) -> float:
+    """Standard deviation that keeps the size of activations: 1 / sqrt(inputs)."""
+    return 1 / math.sqrt(module.weight.shape[1])
