@@ -235,7 +235,7 @@ def test_an_ngram_folder_opens_through_the_same_function(tmp_path):
         ({"num_attention_heads": None}, "has no field num_attention_heads"),
         ({"num_key_value_heads": 3, "num_attention_heads": 4}, "must divide heads"),
         ({"hidden_size": 48}, r"has shape \(260, 32\), not \(260, 48\)"),
-        ({"num_hidden_layers": 2}, "no tensor model.layers.1."),
+        ({"num_hidden_layers": 2, "layer_types": None}, "no tensor model.layers.1."),
         ({"model_type": "llama"} | QWEN_ONLY, r"unknown tensor model\.layers\.0\.self_attn\.k_norm\.weight"),
         ({"tie_word_embeddings": False}, None),
     ],

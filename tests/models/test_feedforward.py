@@ -30,7 +30,10 @@ def direct(model: FeedForwardModel, tokens: list[int]) -> torch.Tensor:
 
     window = [torch.zeros(CONFIG.token_width, dtype=torch.float64)] * CONFIG.context
     window += [weight("embed_tokens.weight")[token] for token in tokens]
-    x = torch.cat(window[-CONFIG.context :])
+    window = window[-CONFIG.context :]
+    distances = [CONFIG.context - place for place in range(CONFIG.context)]
+    mean_square = sum(1 / distance**2 for distance in distances) / CONFIG.context
+    x = torch.cat([e / distance / mean_square**0.5 for e, distance in zip(window, distances, strict=True)])
     x = torch.tanh(weight("layers.0.in_proj.weight") @ x + weight("layers.0.in_proj.bias"))
     for number in range(1, CONFIG.layers):
         name = f"layers.{number}"

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from parlance.models.attention import causal_attention
 from parlance.models.padding import MULTIPLE, pad_right
 from parlance.models.positions import rotary_tables, rotate
 from parlance.models.transformer import Transformer
-from parlance.models.transformer_blocks import Layout, RMSNorm, causal_attention
+from parlance.models.transformer_blocks import Layout, RMSNorm
 from parlance.models.transformer_config import TransformerConfig
 
 SHAPES = {

@@ -142,3 +142,17 @@ def stream(pieces: Iterable[str]) -> None:
             sys.stdout.flush()
     finally:
         sys.stdout.write("\n")
+
+
+def print_ladder(result: dict[str, Any], *, json: bool) -> None:
+    """The models of a comparison, the best first."""
+    if json:
+        print_json(result)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("Model", "left"), ("Bits per byte", "right"), ("Parameters", "right"), ("Time", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in sorted(result["models"], key=lambda row: float(row["curve"][-1][1])):
+        seconds, bits = row["curve"][-1]
+        table.add_row(row["name"], form.figure(bits), form.figure(row["parameters"]), form.duration(seconds))
+    Console().print(table)

@@ -12,6 +12,7 @@ import torch
 
 from parlance.core.errors import UserError
 from parlance.inference.sampling import SamplingConfig, sample
+from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
 from parlance.models.transformer import Transformer
 
@@ -20,29 +21,66 @@ from parlance.models.transformer import Transformer
 def stream(model: LanguageModel, prompt: Sequence[int], config: SamplingConfig, stop: Collection[int]) -> Iterator[int]:
     """Yield generated ids one by one; a token of `stop` ends the text and is not yielded.
 
-    Work per token is constant in the prompt's length but for attention. Generation ends where the context is full.
-    Raises UserError when the prompt is empty or leaves no room in the context.
+    Work per token is constant in the prompt's length but for attention. Where the context is full, generation ends or,
+    with `overflow="slide"`, goes on from the second half of the context. An encoder-decoder reads the prompt as its
+    source. Raises UserError when the prompt is empty, holds an id outside the vocabulary, or leaves no room.
     """
-    room = min(config.max_tokens, _room(model, prompt))
+    checked_prompt(model, prompt)
+    slides = config.overflow == "slide" and model.context_length is not None
+    half = (model.context_length or 0) // 2
+    text = list(prompt)
+    if slides and model.context_length is not None and len(text) >= model.context_length:
+        text = text[-half:]
+    if isinstance(model, ConditionalLanguageModel):
+        room = _room(model, [model.start_token])
+        source = torch.tensor([text[-model.source_length :] if slides and model.source_length else text])
+        if model.source_length is not None and source.shape[1] > model.source_length:
+            raise UserError(f"the prompt has {len(text)} tokens and the model reads {model.source_length}; shorten it")
+        state, text = model.begin(source, room), [model.start_token]
+    else:
+        room = sys.maxsize if slides else _room(model, text)
+        state = None
     generator = torch.Generator().manual_seed(config.seed)
-    logits, state = model.forward(torch.tensor([list(prompt)], dtype=torch.int64))
-    for remaining in range(room, 0, -1):
+    logits, state = model.forward(torch.tensor([text], dtype=torch.int64), state)
+    used = len(text)
+    for remaining in range(min(config.max_tokens, room), 0, -1):
         token = int(sample(logits[:, -1].cpu(), config, generator))
         if token in stop:
             return
         yield token
-        if remaining > 1:
+        if remaining == 1:
+            return
+        text.append(token)
+        if used == model.context_length:
+            text = text[-half:]
+            logits, state = model.forward(torch.tensor([text], dtype=torch.int64))
+            used = len(text)
+        else:
             logits, state = model.forward(torch.tensor([[token]], dtype=torch.int64), state)
+            used += 1
+
+
+def checked_prompt(model: LanguageModel, prompt: Sequence[int]) -> None:
+    """Raises UserError where a prompt is empty or holds an id that the model does not have."""
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one character")
+    outside = next((token for token in prompt if not 0 <= token < model.vocab_size), None)
+    if outside is not None:
+        raise UserError(
+            f"token {outside} is outside the model's vocabulary of {model.vocab_size} (ids 0 to "
+            f"{model.vocab_size - 1}): use the tokenizer that the model was made for"
+        )
 
 
 def _room(model: LanguageModel, prompt: Sequence[int]) -> int:
     """Tokens that fit behind a prompt: at least one, or UserError."""
-    if not prompt:
-        raise UserError("the prompt is empty; give at least one character")
     if model.context_length is None:
         return sys.maxsize
     if len(prompt) >= model.context_length:
-        raise UserError(f"the prompt has {len(prompt)} tokens and the model reads {model.context_length}; shorten it")
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens and the model reads {model.context_length}; shorten it, or let the "
+            "context slide (--overflow slide)"
+        )
     return model.context_length - len(prompt)
 
 
@@ -75,6 +113,8 @@ def generate_batch(
         return []
     generator = generator or torch.Generator().manual_seed(config.seed)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
+    for prompt in prompts:
+        checked_prompt(model, prompt)
     limits = [min(config.max_tokens, _room(model, prompt)) for prompt in prompts]
     longest = int(lengths.max())
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)

@@ -6,7 +6,7 @@ print(model.score("import os\n").bits_per_byte)
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from parlance.inference.generation import stream
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model
+from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
 from parlance.models.neural import NeuralLanguageModel
 from parlance.text.chat_template import END_OF_TURN, encode_chat
@@ -53,12 +54,21 @@ class Score:
 class Model:
     """A `LanguageModel`, its tokenizer, and the folder they came from."""
 
-    def __init__(self, language_model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+    def __init__(
+        self, language_model: LanguageModel, tokenizer: Tokenizer, folder: Path, stop: Collection[int] = ()
+    ) -> None:
+        """`stop`: ids that end a text, besides those that the tokenizer knows."""
         self.language_model, self.tokenizer, self.folder = language_model, tokenizer, folder
+        # A tokenizer from elsewhere may have no turns.
+        turns = {END_OF_TURN} & tokenizer.special_tokens.keys()
+        self.stop = frozenset({tokenizer.end_of_text, *map(tokenizer.special_id, turns), *stop})
 
     def stream(self, prompt: str, sampling: SamplingConfig | None = None) -> Iterator[str]:
         """Yield the continuation of `prompt` piece by piece; pieces never end inside a character."""
-        return self._stream(self.tokenizer.encode(prompt), sampling or SamplingConfig())
+        before, after = self.tokenizer.surrounding
+        whole = isinstance(self.language_model, ConditionalLanguageModel)  # a source is a text, not its beginning
+        tokens = [*before, *self.tokenizer.encode(prompt), *(after if whole else [])]
+        return self._stream(tokens, sampling or SamplingConfig())
 
     def generate(self, prompt: str, sampling: SamplingConfig | None = None) -> str:
         """The continuation of `prompt` (without the prompt)."""
@@ -74,12 +84,9 @@ class Model:
         return "".join(self.chat_stream(messages, sampling)).strip()
 
     def _stream(self, tokens: list[int], sampling: SamplingConfig) -> Iterator[str]:
-        # A tokenizer from elsewhere may have no turns.
-        turns = {END_OF_TURN} & self.tokenizer.special_tokens.keys()
-        stop = {self.tokenizer.end_of_text, *map(self.tokenizer.special_id, turns)}
         produced = b""
         shown = 0
-        for token in stream(self.language_model, tokens, sampling, stop):
+        for token in stream(self.language_model, tokens, sampling, self.stop):
             # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
             produced += self.tokenizer.continued_bytes(token)
             text = produced.decode("utf-8", errors="replace")
@@ -101,7 +108,9 @@ class Model:
         if not text:
             raise UserError("there is nothing to score: the text is empty")
         tokens = self.tokenizer.encode(text)
-        log_probs = document_log_probs(self.language_model, [tokens], self.tokenizer.end_of_text)[0]
+        before, _ = self.tokenizer.surrounding
+        start = before[-1] if before else self.tokenizer.end_of_text
+        log_probs = document_log_probs(self.language_model, [tokens], start)[0]
         size = int(self.tokenizer.token_byte_lengths[tokens].sum())
         if not size:
             raise UserError("the vocabulary knows nothing of this text: every token is <unk>")

@@ -3,7 +3,7 @@
 Source: Holtzman et al. 2020 (top-p); Fan et al. 2018 (top-k).
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -32,6 +32,9 @@ class SamplingConfig(Config):
     """Draw among the k most probable tokens; 0: all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw among the smallest set of tokens whose probability reaches p; 1: all."""
+    overflow: Literal["error", "slide"] = "error"
+    """Where the text outgrows the model's context: refuse a longer prompt and stop generating there; or go on from its
+    second half (what was before is forgotten)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the draws; the same seed gives the same text."""
 

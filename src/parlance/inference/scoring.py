@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
@@ -66,6 +67,8 @@ def _score(
     rows = []
     for index, start, _, end in batch:
         before = documents[index][start - 1] if start else end_of_text
+        if isinstance(model, ConditionalLanguageModel) and not start:
+            before = model.start_token
         rows.append([before, *documents[index][start : end - 1]])
     inputs = pad_right(rows, 0)
     if isinstance(model, NeuralLanguageModel):
@@ -74,6 +77,10 @@ def _score(
         hidden = model.forward(inputs)[0]
     for row, (index, start, first, end) in enumerate(batch):
         activations = hidden[row, first - start : end - start]
-        logits = model.logits(activations).float() if isinstance(model, NeuralLanguageModel) else activations.float()
+        logits = (
+            model.logits(activations).float()[..., : model.vocab_size]
+            if isinstance(model, NeuralLanguageModel)
+            else activations.float()
+        )
         targets = torch.tensor(list(documents[index][first:end]), device=logits.device)
         out[index][first:end] = -F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy()

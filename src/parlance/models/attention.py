@@ -4,9 +4,9 @@
     sliding_window_attention(q, k, v, window=1024, scale=64**-0.5)                         # (1, 12, 65536, 64)
 
 Shapes: B batch, T queries, S keys, H query heads, K key/value heads (H a multiple of K; query head h reads key head
-h // (H / K)), E head width. q is (B, H, T, E), k and v are (B, K, T, E) (decoding against a cache is not done here), the
-result is (B, H, T, E) in q's dtype; `scale` multiplies q k^T. All are differentiable once in q, k and v and do not
-repeat the keys of grouped heads. Memory grows linearly with T.
+h // (H / K)), E head width. q is (B, H, T, E), k and v are (B, K, T, E), the result is (B, H, T, E) in q's dtype;
+`scale` multiplies q k^T. All are differentiable once in q, k and v and do not repeat the keys of grouped heads. Memory
+grows linearly with T. Decoding against a cache is not done here.
 
 How: queries go in blocks of 128 against the keys that any of them sees. A block is two matrix products around a
 softmax, or on CPUs in float32 the fused kernel, each where it was measured to be faster (docs/lab-notebook.md).
@@ -115,9 +115,14 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int
     return _blocked_attention(q, k, v, scale, blocks, bias)
 
 
+def _fused(q: Tensor) -> bool:
+    """Whether blocks go through the CPU's fused kernel instead of matrix products."""
+    return q.device.type == "cpu" and q.dtype != torch.bfloat16
+
+
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: list[Block], bias: Bias) -> Tensor:
     """Attention of consecutive blocks that cover all queries."""
-    if q.device.type == "cpu" and q.dtype != torch.bfloat16:
+    if _fused(q):
         return cast(Tensor, _FusedBlocks.apply(q, k, v, scale, blocks, bias))  # type: ignore[no-untyped-call]
     keep = q.shape[2] <= KEEP_WEIGHTS and torch.is_grad_enabled()
     return cast(Tensor, _ProductBlocks.apply(q, k, v, scale, blocks, bias, keep))  # type: ignore[no-untyped-call]
@@ -128,6 +133,7 @@ class _FusedBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, blocks: list[Block], bias: Bias) -> Tensor:
+        q, k, v = (dense_rows(x) for x in (q, k, v))
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=precise(q.dtype))
         for start, stop, first in blocks:
             out[:, :, start:stop], lse[:, :, start:stop] = fused_forward(
@@ -142,6 +148,7 @@ class _FusedBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
+        grad = dense_rows(grad)
         dq = torch.empty_like(q)
         dk, dv = (torch.zeros_like(x, dtype=precise(x.dtype)) for x in (k, v))
         for start, stop, first in ctx.blocks:
@@ -216,6 +223,11 @@ def spans(length: int, step: int) -> Iterator[tuple[int, int]]:
 def hide(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where visible, else -inf."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -math.inf)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x with its last dimension dense, which the fused kernel takes for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:

@@ -186,8 +186,21 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> NeuralLangua
     family, config = read_config(folder)
     with torch.device("meta"):
         model = build(config)
-    assign(model, read_parameters(folder, family, family.table(config), shapes_of(model), dtype))
+    assign(model, read_parameters(folder, family, _table_of(folder, family, config), shapes_of(model), dtype))
     return model
+
+
+def _table_of(folder: Path, family: Family, config: Any) -> Iterable[Entry | Stacked]:
+    """The table that the files of a folder follow: the other one where they have a tensor that it alone names."""
+    table = list(family.table(config))
+    if family.other_table is None:
+        return table
+    other = list(family.other_table(config))
+    known = {name for entry in table for name in _theirs(entry)}
+    telling = {name for entry in other for name in _theirs(entry)} - known
+    with TensorFiles(folder) as files:
+        follows = any(_name_in_file(name, family, files.names) is not None for name in telling)
+    return other if follows else table
 
 
 def load_transformer(folder: Path) -> Transformer:

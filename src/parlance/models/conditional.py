@@ -28,6 +28,8 @@ class ConditionalLanguageModel(NeuralLanguageModel):
 
     start_token: int
     """What the decoder reads first."""
+    source_length: int | None
+    """Most tokens of a source; None where there is no such bound."""
     empty_source: tuple[int, ...]
     """What the encoder reads where there is no source; at least one token."""
 

@@ -29,6 +29,7 @@ from parlance.models.attention import (
     Bias,
     Block,
     block_scores,
+    dense_rows,
     fused_backward,
     fused_forward,
     hide,
@@ -72,7 +73,7 @@ def dilated_step(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, segments: S
     times = _times_shown(positions, torch.arange(first, stop, device=q.device), H, segments)  # (B, H, T, S)
     rows = q.reshape(B, k.shape[1], -1, E)  # (B, K, H/K T, E)
     scores = scale * torch.matmul(rows, k[:, :, first:stop].mT).to(precise(q.dtype)).view(B, H, T, -1)
-    weights = (scores + times.log()).softmax(-1).masked_fill(~times.any(-1, keepdim=True), 0.0)
+    weights = (scores + times.to(scores.dtype).log()).softmax(-1).masked_fill(~times.any(-1, keepdim=True), 0.0)
     return torch.matmul(weights.to(v.dtype).view(*rows.shape[:3], -1), v[:, :, first:stop]).view(B, H, T, E)
 
 
@@ -155,6 +156,7 @@ class _DilatedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
+        q, k, v = (dense_rows(x) for x in (q, k, v))
         H, T = q.shape[1:3]
         out = torch.zeros_like(q, dtype=precise(q.dtype))
         lse = torch.full_like(out[..., :1], -math.inf)  # (B, H, T, 1)
@@ -174,6 +176,7 @@ class _DilatedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mixed, lse = ctx.saved_tensors
+        grad = dense_rows(grad)
         H, T = q.shape[1:3]
         dq, dk, dv = (torch.zeros_like(x, dtype=precise(x.dtype)) for x in (q, k, v))
         for piece in _pieces(H, T, ctx.segments):

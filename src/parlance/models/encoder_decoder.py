@@ -138,6 +138,7 @@ class EncoderDecoder(ConditionalLanguageModel):
         self.config: EncoderDecoderConfig = config
         self.vocab_size = config.vocab_size
         self.context_length: int | None = config.decoder.context_length
+        self.source_length: int | None = config.encoder.context_length
         self.start_token, self.empty_source = config.start_token, config.empty_source
         encoder, decoder = Transformer(config.encoder), Transformer(config.decoder)
         encoder.embed_tokens = decoder.embed_tokens

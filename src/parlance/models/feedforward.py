@@ -2,8 +2,9 @@
 
 Bengio's model with depth: a tanh layer over the window, then residual layers, then the head. The direct connections
 from window to output are left out: they cost `context` times the head and gained nothing in the paper's larger test.
-Positions before the sequence have a zero embedding. Nothing is remembered but the window, so generation costs the same
-for every token.
+A token of the window counts the less the further back it stands, by a fixed factor of 1 / distance: the network need
+not learn first that near tokens matter most (docs/lab-notebook.md). Positions before the sequence have a zero
+embedding. Nothing is remembered but the window, so generation costs the same for every token.
 
     model = FeedForwardModel(FeedForwardConfig(vocab_size=256, layers=2, width=256))
     model.initialise(torch.Generator().manual_seed(0))
@@ -52,15 +53,23 @@ class FeedForwardConfig(Config):
         return max(16, self.width // 4) if self.embedding_width is None else self.embedding_width
 
 
+def nearness(context: int) -> Tensor:
+    """What each token of a window counts for, oldest first: 1 / distance, with a mean square of 1."""
+    weights = 1 / torch.arange(context, 0, -1, dtype=torch.float32)
+    return weights / weights.square().mean().sqrt()
+
+
 class WindowLayer(nn.Module):
-    """tanh(W window + b)."""
+    """tanh(W (window, each token times its nearness) + b)."""
 
     def __init__(self, config: FeedForwardConfig) -> None:
         super().__init__()
         self.in_proj = Linear(config.context * config.token_width, config.width, bias=True)
+        scale = nearness(config.context).repeat_interleave(config.token_width)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.in_proj(x).tanh()  # type: ignore[no-any-return]
+        return self.in_proj(x * self.get_buffer("scale").to(x.dtype)).tanh()  # type: ignore[no-any-return]
 
 
 class ResidualLayer(nn.Module):

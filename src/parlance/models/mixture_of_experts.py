@@ -22,7 +22,7 @@ Jiang et al. 2024 (Mixtral: softmax over all experts, then top-k, then renormali
 token dropped).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,9 +161,25 @@ class _Experts(torch.autograd.Function):
             for part, (dpart, matrix, dmatrix) in enumerate(zip(dparts, inputs, dinputs, strict=True)):
                 _product_into(dmatrix[expert], dpart.t(), rows)
                 into = dx_rows[start:end]  # empty before the first part: beta 0 does not read it
-                torch.addmm(into, dpart, matrix[expert].to(x.dtype), beta=0.0, out=into)
+                torch.addmm(into, dpart, matrix[expert].to(x.dtype), beta=float(part > 0), out=into)
         dx = F.embedding_bag(routes.rows, dx_rows, mode="sum")
         return dx, row_dots[routes.rows], None, None, None, ddown, *dinputs
+
+
+def _one_token(
+    x: Tensor,
+    weights: Tensor,
+    chosen: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    down: Tensor,
+    inputs: Sequence[Tensor],
+) -> Tensor:
+    """What `_Experts` computes of x (1, D): a decoding step, where sorting would take longer than multiplying."""
+    results = []
+    for expert in chosen[0].tolist():
+        parts = [F.linear(x, matrix[expert].to(x.dtype)) for matrix in inputs]
+        results.append(F.linear(_inner(activation, parts), down[expert].to(x.dtype)))
+    return weights.to(x.dtype) @ torch.cat(results)
 
 
 def _weighted_sum(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -249,15 +265,17 @@ class MixtureOfExperts(nn.Module):
         if self.training and torch.is_grad_enabled():
             self._router_logits = router_logits
         weights, chosen = self.route(router_logits)
-        y: Tensor = self._mixed(flat, weights, chosen)
+        if len(flat) == 1 and not torch.is_grad_enabled():
+            y = _one_token(flat, weights, chosen, self.activation, self.down_proj, self._inputs())
+        else:
+            y = self._mixed(flat, weights, chosen)
         return y.view(x.shape)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _mixed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         routes = plan_routes(chosen, self.experts)
-        keep = torch.is_grad_enabled()
         y: Tensor = _Experts.apply(  # type: ignore[no-untyped-call]
-            x, weights, routes, keep, self.activation, self.down_proj, *self._inputs()
+            x, weights, routes, torch.is_grad_enabled(), self.activation, self.down_proj, *self._inputs()
         )
         return y
 

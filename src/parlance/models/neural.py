@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from parlance.core.config import Config
+from parlance.core.errors import UserError
 
 
 class NeuralLanguageModel(nn.Module, ABC):
@@ -71,6 +72,13 @@ class NeuralLanguageModel(nn.Module, ABC):
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, T, V) fp32 of tokens (B, T) int64, and the state to continue from (extended in place)."""
+        if not tokens.numel():
+            raise UserError("there is nothing to read: the input has no tokens")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.embed_tokens.num_embeddings:
+            raise UserError(
+                f"token {int(tokens.max() if int(tokens.min()) >= 0 else tokens.min())} is outside the vocabulary of "
+                f"{self.vocab_size}: use the tokenizer that the model was made for"
+            )
         if state is None:
             state = self.new_state(tokens.shape[0], tokens.shape[1])
         return self.logits(self.hidden(tokens, state)).float().to(tokens.device), state

@@ -9,8 +9,11 @@ and the probabilities sum to one: stupid back-off's scores, which do not, are di
     logits, state = model.forward(torch.tensor([[5, 3]]))           # as every LanguageModel
     model = NGramModel.train(documents, 8, 5, smoothing="stupid-backoff", prune=(0, 0, 1))
 
-What an order means shows in what it continues. "Pardon me," goes on, with n = 1, with words of the corpus in no order;
-with n = 2, each pair of neighbours is English; with n = 3 or more, whole phrases are, until they are the corpus's own.
+What an order means shows in what it makes of "Pardon me," when trained on the words of Shakespeare's plays and sampled:
+
+    n = 1   Pardon me , go assure . Alike it in thereto I ever : Lead your word weep
+    n = 2   Pardon me , as good speed . Here comes to speak . How smile . That should
+    n = 3   Pardon me , that would throng to see your one , I then hand , The loss
 
 Documents are kept apart: each begins in the context of a begin mark, which is never predicted, and a token
 `end_of_text`, where the vocabulary has one, is predicted at its end. A stream of documents with `end_of_text` between
@@ -57,7 +60,7 @@ CHECKED_BYTES = 1 << 26
 
 
 class NGramConfig(Config):
-    """`config.json` of a saved model: everything but the arrays."""
+    """Everything of a model but the arrays."""
 
     model_type: Literal["parlance-ngram"] = "parlance-ngram"
     """Tells this folder from those of other models."""
@@ -73,8 +76,13 @@ class NGramConfig(Config):
     """Kneser-Ney: of each order, from 1, the discounts, and by which method they were found. Others: none."""
     counts: tuple[int, ...]
     """Number of n-grams of each order, from 1; the first is V + 1, with the begin mark."""
-    checksum: int = 0
-    """CRC-32 of the saved arrays; 0 before they are."""
+
+
+class SavedNGramConfig(NGramConfig):
+    """What a folder's `config.json` says beyond the model itself."""
+
+    checksum: int
+    """CRC-32 of the arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,10 +238,11 @@ class NGramModel:
         values = read_json(path)
         if isinstance(values, dict) and values.get("model_type") == "parlance-ngram" and "training" not in values:
             raise UserError(f"{folder} is an n-gram model in the form of an earlier version: train it again")
-        config = parse_config(NGramConfig, values, where=str(path))
+        saved = parse_config(SavedNGramConfig, values, where=str(path))
+        config = NGramConfig(**{name: getattr(saved, name) for name in NGramConfig.model_fields})
         if len(config.counts) != config.order or config.counts[0] != config.vocab_size + 1 or min(config.counts) < 0:
             raise UserError(f"{path}: counts do not fit order and vocab_size: copy the folder again, or train again")
-        arrays = open_arrays(folder, config.vocab_size, config.counts, config.checksum, CHECKED_BYTES)
+        arrays = open_arrays(folder, config.vocab_size, config.counts, saved.checksum, CHECKED_BYTES)
         end = config.end_of_text
         if end is not None and not 0 <= end < config.vocab_size:
             raise UserError(f"{path}: end_of_text {end} is outside the vocabulary: copy the folder again")
@@ -242,10 +251,10 @@ class NGramModel:
 
 def _say_fallbacks(discounts: tuple[Discount, ...]) -> None:
     """Name the orders for which other discounts than Kneser-Ney's own were taken."""
-    for order, discount in enumerate(discounts, start=1):
-        if discount.method != "closed form":
-            numbers = "/".join(f"{value:.3g}" for value in discount.values)
-            say(
-                f"n-gram model, order {order}: too few n-grams are rare for Kneser-Ney's discounts; "
-                f"{discount.method} ones are used ({numbers})"
-            )
+    others = [
+        f"order {order} {discount.method} ({'/'.join(f'{value:.3g}' for value in discount.values)})"
+        for order, discount in enumerate(discounts, start=1)
+        if discount.method != "closed form"
+    ]
+    if others:
+        say(f"n-gram model: too few rare n-grams for Kneser-Ney's own discounts; instead {', '.join(others)}")

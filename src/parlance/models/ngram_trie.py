@@ -12,7 +12,6 @@ every index that it takes from a file is bounded where it is used: damage gives 
     score_tokens(np.array([5, 3, 0], np.int32), trie)
 """
 
-import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from parlance.core.artifacts import os_errors
 from parlance.core.compiled import compiled
+from parlance.core.devices import usable_cores
 from parlance.core.errors import UserError
 from parlance.models.ngram_counts import Int32, Int64, Level
 from parlance.models.ngram_smoothing import Smoothed
@@ -35,6 +35,8 @@ UInt32 = npt.NDArray[np.uint32]
 ARRAYS = ("words", "first_child", "log_values", "log_backoffs")
 NOTHING = -1
 """In place of a token: before the begin mark."""
+_BLOCK = 1024
+"""Tokens that are scored together: what is known of them stays in the nearest cache."""
 _TOKENS_A_THREAD = 1 << 16
 """Fewer are not worth a thread."""
 
@@ -178,13 +180,13 @@ def score_tokens(tokens: Int32, trie: Trie) -> Float64:
     Long streams are cut into one part a core: a token depends on no more than the order - 1 tokens before it.
     """
     scores = np.empty(tokens.size, np.float64)
-    parts = max(1, min(len(os.sched_getaffinity(0)), tokens.size // _TOKENS_A_THREAD))
+    parts = max(1, min(usable_cores(), tokens.size // _TOKENS_A_THREAD))
     if parts == 1:
         _score(tokens, 0, tokens.size, trie, scores)
     else:
         bounds = [tokens.size * part // parts for part in range(parts + 1)]
         with ThreadPoolExecutor(parts) as pool:
-            list(pool.map(lambda part: _score(tokens, *bounds[part : part + 2], trie, scores), range(parts)))
+            list(pool.map(lambda start, stop: _score(tokens, start, stop, trie, scores), bounds[:-1], bounds[1:]))
     return scores
 
 
@@ -211,7 +213,7 @@ def _word(node: int, trie: Trie) -> int:
     low = np.uint64(trie.words[bit >> 5])
     high = np.uint64(trie.words[(bit >> 5) + 1])
     both = (low | (high << np.uint64(32))) >> np.uint64(bit & 31)
-    return np.int64(both & ((np.uint64(1) << np.uint64(trie.bits)) - np.uint64(1)))
+    return int(both & ((np.uint64(1) << np.uint64(trie.bits)) - np.uint64(1)))
 
 
 @compiled
@@ -222,24 +224,30 @@ def _unpack(trie: Trie, words: Int32) -> None:
 
 @compiled
 def _children(context: int, trie: Trie) -> tuple[int, int]:
-    """First and last-but-one of a context's children, within the nodes that can be children whatever the file says."""
-    start = max(np.int64(trie.first_child[context]), trie.begin + 1)
-    return start, min(np.int64(trie.first_child[context + 1]), trie.log_values.size)
+    """The first of a context's children and the first beyond them, within the trie whatever the file says."""
+    start = max(int(trie.first_child[context]), trie.begin + 1)
+    return start, min(int(trie.first_child[context + 1]), trie.log_values.size)
+
+
+@compiled
+def _search(low: int, left: int, word: int, trie: Trie) -> int:
+    """Which of the `left` > 0 siblings from node `low` on has `word`, or -1.
+
+    A binary search without branches but for its length: what is looked up next need not wait for a wrong guess.
+    """
+    while left > 1:
+        half = left >> 1
+        low += half if _word(low + half, trie) <= word else 0
+        left -= half
+    return low if _word(low, trie) == word else -1
 
 
 @compiled
 def _find(context: int, word: int, limit: int, trie: Trie) -> int:
-    """The child of `context` with `word`, or -1: a binary search. Nodes from `limit` on are not looked at."""
+    """The child of `context` with `word`, or -1. Nodes from `limit` on are not looked at."""
     low, stop = _children(context, trie)
-    stop = min(stop, limit)
-    high = stop
-    while high - low > 0:
-        middle = (low + high) >> 1
-        if _word(middle, trie) < word:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < stop and _word(low, trie) == word else -1
+    left = min(stop, limit) - low
+    return _search(low, left, word, trie) if left > 0 else -1
 
 
 @compiled
@@ -261,7 +269,7 @@ def _advance(contexts: Int64, depth: int, token: int, trie: Trie) -> tuple[int, 
         # What is found must be a context itself, but for the highest order.
         child = _find(context, token, trie.log_values.size if k + 1 == trie.order else trie.log_backoffs.size, trie)
         if child < 0:
-            score = np.float64(trie.log_backoffs[context])
+            score += trie.log_backoffs[context]
             for longer in range(k + 1, depth + 1):
                 score += trie.log_backoffs[contexts[longer]]
             length = k
@@ -279,16 +287,60 @@ def _advance(contexts: Int64, depth: int, token: int, trie: Trie) -> tuple[int, 
 
 @compiled
 def _score(tokens: Int32, start: int, stop: int, trie: Trie, scores: Float64) -> None:
-    """Log-probabilities of tokens[start:stop] into the same places of `scores`; the first is a document's first."""
-    contexts = np.empty(trie.order, np.int64)
-    warm = start - trie.order + 1
-    depth = 0
-    if warm <= 0:
-        depth, _ = _advance(contexts, 0, trie.begin, trie)
-    for t in range(max(warm, 0), start):
-        depth, _ = _advance(contexts, depth, tokens[t], trie)
-    for t in range(start, stop):
-        depth, scores[t] = _advance(contexts, depth, tokens[t], trie)
+    """Log-probabilities of tokens[start:stop] into the same places of `scores`; the first is a document's first.
+
+    Does what `_advance` does, but order by order for a block of tokens: the searches of one order do not depend on each
+    other, so the processor has many of them under way while memory answers.
+    """
+    order = trie.order
+    stream = np.empty(2 * (_BLOCK + order), np.int64)  # with begin marks
+    places = np.empty(stream.size, np.int64)  # in `tokens`; -1 for what is only context
+    nodes = np.empty((order + 1, stream.size), np.int64)  # of the last k tokens, -1 where they are no n-gram
+    lows, sizes, middles = np.empty_like(stream), np.empty_like(stream), np.empty_like(stream)
+    for first in range(start, stop, _BLOCK):
+        # 1. The block and the order - 1 tokens before it.
+        n = 0
+        for t in range(max(first - order + 1, 0), min(first + _BLOCK, stop)):
+            if t == 0 or tokens[t - 1] == trie.end:
+                stream[n], places[n] = trie.begin, -1
+                n += 1
+            stream[n], places[n] = tokens[t], t if t >= first else -1
+            n += 1
+        # 2. Nodes; what is found must be a context itself, but for the highest order.
+        for i in range(n):
+            nodes[1, i] = stream[i]
+        for k in range(2, order + 1):
+            limit = trie.log_values.size if k == order else trie.log_backoffs.size
+            sizes[0] = 0
+            for i in range(1, n):
+                sizes[i] = 0
+                if stream[i] != trie.begin and nodes[k - 1, i] >= 0 and nodes[k - 1, i - 1] >= 0:
+                    lows[i], after = _children(nodes[k - 1, i - 1], trie)
+                    sizes[i] = min(after, limit) - lows[i]
+            for i in range(n):
+                if sizes[i] > 0:
+                    middles[i] = _word(lows[i] + (sizes[i] >> 1), trie)
+            for i in range(n):
+                nodes[k, i] = -1
+                if sizes[i] == 1:
+                    nodes[k, i] = lows[i] if middles[i] == stream[i] else -1
+                elif sizes[i] > 1:
+                    half = sizes[i] >> 1
+                    low = lows[i] + (half if middles[i] <= stream[i] else 0)
+                    nodes[k, i] = _search(low, half if low == lows[i] else sizes[i] - half, stream[i], trie)
+        # 3. The value of the longest n-gram, and the weights of the contexts that are longer than its own.
+        for i in range(n):
+            if places[i] >= 0:
+                length = 1
+                while length < order and nodes[length + 1, i] >= 0:
+                    length += 1
+                score = 0.0
+                if i > 0:
+                    for k in range(length, order):
+                        if nodes[k, i - 1] < 0:
+                            break
+                        score += trie.log_backoffs[nodes[k, i - 1]]
+                scores[places[i]] = score + trie.log_values[nodes[length, i]]
 
 
 @compiled

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from parlance.core.errors import UserError
 from parlance.models.key_value_cache import CacheSlots, KeyValueCache, Memory
+from parlance.models.mixture_of_experts import MixtureOfExperts, load_balancing_loss, router_z_loss
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.padding import MULTIPLE
 from parlance.models.positions import (
@@ -91,7 +92,11 @@ class Transformer(NeuralLanguageModel):
                     if name.endswith(("o_proj", "down_proj")) and self.config.norm_placement == "pre":
                         module.weight.zero_()
                     else:
-                        module.weight.normal_(0.0, fan_in_spread(module), generator=generator)
+                        # Where scores are scaled otherwise (T5: not at all), queries make up for it.
+                        size = self.config.head_width**-0.5 / self.config.scale if name.endswith("q_proj") else 1.0
+                        module.weight.normal_(0.0, size * fan_in_spread(module), generator=generator)
+                elif isinstance(module, MixtureOfExperts):
+                    module.initialise(generator)
                 elif isinstance(module, nn.Embedding):
                     module.weight.normal_(0.0, 0.0 if module is self.relative_bias else 0.02, generator=generator)
                 elif isinstance(module, RMSNorm | LayerNorm):
@@ -149,6 +154,8 @@ class Transformer(NeuralLanguageModel):
             memory = memory or state.memory
             length = used
         elif layout is not None:
+            if self.config.dilated_segments:
+                raise UserError("dilated attention reads whole sequences in plain order: no packed or padded rows")
             positions, seen, length = layout.positions, layout.mask, T
         else:
             positions, length = torch.arange(T, device=device).unsqueeze(0), T
@@ -166,7 +173,7 @@ class Transformer(NeuralLanguageModel):
             x = layer(x, rotary, mask, cache, slots, source)
         if state is not None:
             state.lengths = state.lengths + T
-        return x if self.norm is None else self.norm(x)  # type: ignore[no-any-return]
+        return x if self.norm is None else self.norm(x)
 
     def _embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
         """The stream (B, T, D) that the first block reads."""
@@ -182,7 +189,7 @@ class Transformer(NeuralLanguageModel):
         if self.embed_types is not None:
             types = torch.zeros_like(tokens) if token_types is None else token_types.to(tokens.device)
             x = x + F.embedding(types, self.embed_types.weight.to(dtype))
-        return x if self.embed_norm is None else self.embed_norm(x)  # type: ignore[no-any-return]
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def _rotary(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
         """cos and sin (B|1, 1, T, R) at the positions (B|1, T) of the new tokens."""
@@ -198,14 +205,13 @@ class Transformer(NeuralLanguageModel):
         queries_at (B|1, T) and keys_at (B|1, S): positions. `seen` (B|1, T, S) bool; None: the plain order.
         """
         config = self.config
-        T = queries_at.shape[1]
+        if seen is None and not config.needs_mask:
+            return None, None
         distances = keys_at.unsqueeze(1) - queries_at.unsqueeze(2)  # (B|1, T, S), negative for the past
         biased = config.positions in ("alibi", "relative")
-        window = config.sliding_window if config.sliding_window is not None and (seen is not None or T > 1) else None
-        if seen is None and (biased or window is not None):
-            seen = distances <= 0 if config.causal else torch.ones_like(distances, dtype=torch.bool)
+        window = config.sliding_window
         if seen is None:
-            return None, None
+            seen = distances <= 0 if config.causal else torch.ones_like(distances, dtype=torch.bool)
         bias = self._bias(distances, keys_at) if biased else None
 
         def joined(visible: Tensor) -> Tensor:
@@ -251,6 +257,17 @@ class Transformer(NeuralLanguageModel):
         if self.pooler is None:
             raise UserError("this model has no pooler")
         return torch.tanh(self.pooler(hidden[:, 0]))
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What keeps the experts of the last training call in balance; None without experts, or such a call."""
+        mixtures = [module for module in self.modules() if isinstance(module, MixtureOfExperts)]
+        scores = [logits for module in mixtures if (logits := module.pop_router_logits()) is not None]
+        if not scores:
+            return None
+        config = self.config
+        balance = torch.stack([load_balancing_loss(logits, config.experts_per_token) for logits in scores]).mean()
+        size = torch.stack([router_z_loss(logits) for logits in scores]).mean()
+        return config.load_balancing * balance + config.router_z_loss * size
 
     @property
     def tied(self) -> bool:

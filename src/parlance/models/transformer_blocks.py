@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parlance.core.errors import UserError
+from parlance.models.attention import alibi_attention, causal_attention, sliding_window_attention
+from parlance.models.dilated_attention import dilated_attention, dilated_step
 from parlance.models.key_value_cache import CacheSlots
-from parlance.models.positions import rotate
+from parlance.models.mixture_of_experts import MixtureOfExperts
+from parlance.models.positions import alibi_slopes, rotate
 from parlance.models.transformer_config import TransformerConfig
 
 
@@ -100,25 +104,6 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return functions[name]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k^T + causal mask) v for q (B, H, T, E), k and v (B, K, T, E)."""
-    B, H, T, E = q.shape
-    group = H // k.shape[1]
-    if group > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and T <= 1024:
-        # In bfloat16 on CPUs, batched products are 1.1 to 2 times as fast as the fused kernel (docs/lab-notebook.md).
-        mask = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
-        scores = torch.baddbmm(
-            mask.expand(B * H, T, T),
-            q.reshape(B * H, T, E),
-            k.reshape(B * H, T, E).transpose(1, 2),
-            alpha=scale,
-        )
-        return torch.bmm(scores.softmax(-1), v.reshape(B * H, T, E)).view(B, H, T, E)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-
-
 class Attention(nn.Module):
     """Grouped-query attention of a sequence to itself or, in `cross` form, to an encoder's output."""
 
@@ -128,6 +113,8 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_width = config.heads, config.key_value_heads, E
         self.causal = config.causal and not cross
         self.scale, self.clip, self.window = config.scale, config.clip_qkv, config.window(layer)
+        self.segments = config.dilated_segments
+        self.alibi_bias_max = config.alibi_bias_max if config.positions == "alibi" else None
         self.q_proj = Linear(D, self.heads * E, bias=config.attention_bias)
         self.k_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
         self.v_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
@@ -169,10 +156,23 @@ class Attention(nn.Module):
             if slots.continued:
                 k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
         if mask is None and self.causal:
-            y = causal_attention(q, k, v, self.scale)
+            y = self._plain(q, k, v)
+        elif self.segments and slots is not None:
+            y = dilated_step(q, k, v, slots.positions, self.segments, self.scale)
         else:
             y = self._masked(q, k, v, mask)
         return self._out(y)
+
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Every row a sequence from its beginning: no mask is needed."""
+        if self.segments:
+            return dilated_attention(q, k, v, self.segments, self.scale)
+        if self.window is not None and self.window < q.shape[2]:
+            return sliding_window_attention(q, k, v, self.window, self.scale)
+        if self.alibi_bias_max is not None:
+            slopes = alibi_slopes(self.heads, self.alibi_bias_max).to(q.device)
+            return alibi_attention(q, k, v, slopes, self.scale)
+        return causal_attention(q, k, v, self.scale)
 
     def cross(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of x (B, T, D) to an encoder's keys and values (B, K, S, E); `mask` (B, 1, 1, S) bool."""
@@ -204,6 +204,21 @@ class FeedForward(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
+def _mixture(config: TransformerConfig) -> MixtureOfExperts:
+    assert config.experts is not None
+    if config.mlp_bias:
+        raise UserError("experts have no biases: leave mlp_bias out")
+    return MixtureOfExperts(
+        config.width,
+        config.feed_forward_width,
+        config.experts,
+        config.experts_per_token,
+        gated=config.gated_mlp,
+        activation=activation(config.activation),
+        normalise=config.normalise_routing,
+    )
+
+
 class Block(nn.Module):
     """Attention and feed-forward around the residual stream, with norms before (or after) each.
 
@@ -221,7 +236,7 @@ class Block(nn.Module):
         self.cross_layernorm = make_norm(config) if config.cross_attention else None
         self.cross_attn = Attention(config, layer, cross=True) if config.cross_attention else None
         self.post_attention_layernorm = None if one_norm else make_norm(config)
-        self.mlp = FeedForward(config)
+        self.mlp = _mixture(config) if config.has_experts(layer) else FeedForward(config)
 
     def forward(
         self,

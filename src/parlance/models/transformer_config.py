@@ -144,6 +144,9 @@ class TransformerConfig(Config):
     load_balancing: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss in training (Fedus et al. 2022)."""
 
+    router_z_loss: float = Field(default=0.001, ge=0)
+    """Weight of the squared size of the router's scores in training (Zoph et al. 2022)."""
+
     embedding_width: int | None = Field(default=None, ge=1)
     """Size of a token's embedding where it is not D (OPT-350m: projected in and out); None: D."""
     token_types: int = Field(default=0, ge=0)
@@ -219,7 +222,8 @@ class TransformerConfig(Config):
         if self.block != "parallel":
             idle += ["parallel_norms"]
         if self.experts is None:
-            idle += ["experts_per_token", "expert_every", "normalise_routing", "load_balancing"]
+            idle += ["experts_per_token", "expert_every", "normalise_routing"]
+        idle += ["load_balancing", "router_z_loss"]  # change training alone
         values = dict(self) | {
             "kv_heads": self.key_value_heads,
             "mlp_width": self.feed_forward_width,
@@ -228,6 +232,14 @@ class TransformerConfig(Config):
             "rope_scaling": self.rope_scaling and self.rope_scaling.canonical(self.context_length),
         }
         return TransformerConfig(**{name: value for name, value in values.items() if name not in idle})
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether even sequences in plain order need a mask, because no kernel computes this attention without one."""
+        if not self.causal:
+            return self.sliding_window is not None or self.positions in ("alibi", "relative")
+        alibi = self.positions == "alibi" and (self.alibi_before_scaling or self.sliding_window is not None)
+        return alibi or self.positions == "relative"
 
     def has_experts(self, layer: int) -> bool:
         """Whether block `layer` (from 0) has experts."""

@@ -36,6 +36,8 @@ class LossTerms:
     """Items in the sum: tokens, pairs, ..."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Further sums over the same items (the trainer divides them by the count too)."""
+    regulariser: Tensor | None = None
+    """What is minimised besides and is no part of the figure that is reported; a sum like `loss_sum`."""
 
 
 class Objective(Protocol[ModelT, BatchT]):
@@ -89,7 +91,12 @@ class NextTokenObjective:
             targets[count:] = IGNORE
         else:
             count = targets.numel()
-        return LossTerms(self.cross_entropy(model, hidden, targets), count)
+        balance = model.auxiliary_loss() if isinstance(model, Transformer) else None
+        return LossTerms(
+            self.cross_entropy(model, hidden, targets),
+            count,
+            regulariser=None if balance is None else balance * count,
+        )
 
 
 def token_batch(tokens: Tensor) -> TokenBatch:

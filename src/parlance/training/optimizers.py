@@ -114,8 +114,10 @@ class Optimizer:
                 first = group.moments[f"{name}.first"]
                 first.lerp_(gradient, 1 - momentum)
                 directions.append(gradient.lerp(first, momentum))  # Nesterov
-            updates = orthogonalise(torch.stack(directions), self.compute_dtype)
-            size = max(1.0, shape[0] / shape[1]) ** 0.5
+            # The experts of a layer are one tensor (E, rows, columns) and as many matrices.
+            stacked = torch.stack(directions)
+            updates = orthogonalise(stacked.reshape(-1, *shape[-2:]), self.compute_dtype).view_as(stacked)
+            size = max(1.0, shape[-2] / shape[-1]) ** 0.5
             for name, update in zip(names, updates, strict=True):
                 _apply(parameters[name], update, rate * size, group.weight_decay)
 

@@ -71,6 +71,8 @@ class PretrainingConfig(Config):
     """Schedule and clipping."""
     validation_tokens: int = Field(default=16_384, ge=1)
     """Tokens of the validation split measured on the way."""
+    validations: int = Field(default=4, ge=0)
+    """How many times to validate on the way, evenly."""
 
 
 @dataclass
@@ -172,8 +174,10 @@ def pretrain(
     resume: bool = False,
     initial: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    measure: Callable[[NeuralLanguageModel], dict[str, float]] | None = None,
 ) -> PretrainingResult:
     """Train a base model; resume states and the plan live in `folder`/training. `initial` continues a checkpoint.
+    `measure` gives further figures of the model for the metrics, at each validation.
 
     Raises UserError where a split is smaller than one window, Interrupted where the user stops it.
     """
@@ -216,13 +220,14 @@ def pretrain(
         return Optimizer(parameter_groups(model, config.rates), model.compute_dtype)
 
     def validate() -> dict[str, float]:
-        return {"validation_loss": mean_loss(model, checks, objective)}
+        further = {} if measure is None else measure(model)
+        return {"validation_loss": mean_loss(model, checks, objective), **further}
 
     def run(
         stage: str, share: Budget, states: TrainingStates, log: MetricsLog, *, resume: bool
     ) -> tuple[Trainer[Any, Any], float]:
         trainer = Trainer(model, objective, batches, optimizer(), config.training)
-        loop = Loop(stage, share, states, log, validate, checkpoint_seconds=checkpoint_seconds)
+        loop = Loop(stage, share, states, log, validate, config.validations, checkpoint_seconds)
         result = loop.run(trainer, resume=resume)
         return trainer, result.seconds
 

@@ -77,7 +77,8 @@ class Trainer(Generic[ModelT, BatchT]):
         for _ in range(self.config.accumulation):
             batch, self._data_state = next(self._source)
             terms = self.objective(self.model, batch)
-            terms.loss_sum.backward()  # type: ignore[no-untyped-call]
+            minimised = terms.loss_sum if terms.regulariser is None else terms.loss_sum + terms.regulariser
+            minimised.backward()  # type: ignore[no-untyped-call]
             loss_sum, count = loss_sum + float(terms.loss_sum.detach()), count + terms.count
             for name, value in terms.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -9,6 +9,7 @@ No weight is left at zero or one, so that no part of a model is hidden.
 import inspect
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from parlance.models.checkpoints import (
     write_checkpoint,
 )
 from parlance.models.families import FAMILIES
-from parlance.models.families.family import ConfigReader
+from parlance.models.families.family import ConfigReader, Entry
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_blocks import padding_layout
@@ -75,6 +76,7 @@ def check_family(
     check_export(ours, peer, tmp_path / "exported", kind, max(lengths), attention)
     check_shards(ours, peer, tmp_path / "shards")
     check_without_prefix(ours, folder, tmp_path / "short")
+    check_without_head(ours, peer, tmp_path / "headless")
     check_unknown_field(folder, tmp_path / "field")
     if strict:
         check_tensors_of_the_file(folder, tmp_path / "tensors")
@@ -298,6 +300,19 @@ def check_without_prefix(ours: NeuralLanguageModel, folder: Path, short: Path) -
     assert_same_bits(load_model(short), ours)
 
 
+def check_without_head(ours: NeuralLanguageModel, peer: Any, folder: Path) -> None:
+    """A dump of the model without its head opens where the head is the embedding; else what is missing is named."""
+    peer.base_model.save_pretrained(folder)
+    family, config = read_config(folder)
+    stored = {name.removeprefix(family.prefix) for name in load_file(folder / "model.safetensors")}
+    named = [entry.theirs for entry in family.table(config) if isinstance(entry, Entry) and not entry.optional]
+    missing = sorted(name for name in named if name.removeprefix(family.prefix) not in stored)
+    if missing:
+        assert f"no tensor {missing[0]}" in refusal(folder)
+    else:
+        assert_same_bits(load_model(folder), ours)
+
+
 def check_unknown_field(folder: Path, copy: Path) -> None:
     """A field of the configuration that nobody knows is named."""
     copy_with(folder, copy, config={"surprise": 3})
@@ -306,12 +321,16 @@ def check_unknown_field(folder: Path, copy: Path) -> None:
 
 
 def check_tensors_of_the_file(folder: Path, copy: Path) -> None:
-    """Each tensor of the file is named when it is missing or has another shape, and one too many is named."""
+    """Each tensor of the file is named when it is missing or has another shape, and one too many is named.
+
+    Of tensors that differ by the number of their block (or expert) alone, the last.
+    """
     tensors = load_file(folder / "model.safetensors")
     copy_with(folder, copy, tensors=tensors | {"surprise.weight": torch.ones(2)})
     with pytest.raises(UserError, match=r"surprise\.weight"):
         load_model(copy)
-    for name, tensor in tensors.items():
+    for name in {re.sub(r"\.\d+\.", ".N.", name): name for name in sorted(tensors)}.values():
+        tensor = tensors[name]
         copy_with(folder, copy, tensors={other: tensors[other] for other in tensors if other != name})
         assert name in refusal(copy)
         for grown in (torch.cat((tensor, tensor[:1])), tensor.unsqueeze(-1)):

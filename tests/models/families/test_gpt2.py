@@ -1,5 +1,6 @@
 """GPT-2's and Cerebras-GPT's files: logits of `transformers` both ways, the published configurations and sizes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,19 +101,13 @@ def test_the_first_files_have_masks_and_no_prefix(tmp_path):
         old[f"h.{number}.attn.masked_bias"] = torch.tensor(-1e4)
     sizes = {name: TINY[name] for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     copy_with(tmp_path / "new", tmp_path / "old", tensors=old, config={"n_inner": None})
-    (tmp_path / "old" / "config.json").write_text(_json(PUBLISHED | sizes | {"n_ctx": 40}))
+    (tmp_path / "old" / "config.json").write_text(json.dumps(PUBLISHED | sizes | {"n_ctx": 40}))
     assert_same_bits(opened(tmp_path / "old"), opened(tmp_path / "new"))
     ids = tokens(120, 40)
     assert_close(opened(tmp_path / "old").forward(ids)[0], peer_logits(peer, ids))
     # But a mask is passed over only where the masks are.
     copy_with(tmp_path / "new", tmp_path / "odd", tensors=tensors | {"transformer.attn.bias": torch.ones(2)})
     assert "unknown tensor transformer.attn.bias" in refusal(tmp_path / "odd")
-
-
-def _json(values: dict[str, object]) -> str:
-    import json
-
-    return json.dumps(values)
 
 
 @pytest.mark.parametrize(
@@ -172,5 +167,5 @@ def test_what_cannot_be_honoured_is_named(changes, message):
 
 
 def test_a_size_that_is_none_is_one_sentence(tmp_path: Path):
-    (tmp_path / "config.json").write_text(_json(PUBLISHED | {"vocab_size": 0}))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED | {"vocab_size": 0}))
     assert refusal(tmp_path).endswith("vocab_size: should be greater than or equal to 1")

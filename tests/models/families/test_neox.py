@@ -104,6 +104,7 @@ def test_old_fields_say_the_same(tmp_path):
     copy_with(tmp_path / "new", tmp_path / "old", tensors=tensors)
     old = PUBLISHED | {name: value for name, value in TINY.items() if name in PUBLISHED}
     old |= {"rotary_pct": 0.5, "rotary_emb_base": 500, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert read_values(old | {"partial_rotary_factor": 0.5, "rope_theta": 500}) == read_values(old)
     (tmp_path / "old" / "config.json").write_text(json.dumps(old))
     ours = opened(tmp_path / "old")
     assert_same_bits(ours, opened(tmp_path / "new"))
@@ -127,6 +128,7 @@ def test_old_fields_say_the_same(tmp_path):
         (32, 2560, 32, 50304, 2_775_208_960, 2_517_652_480),
         (32, 4096, 32, 50432, 6_857_302_016, 6_444_163_072),
         (36, 5120, 40, 50688, 11_846_072_320, 11_327_027_200),
+        (44, 6144, 64, 50432, 20_554_567_680, 19_934_859_264),  # GPT-NeoX 20B itself
     ],
 )
 def test_published_sizes(layers, width, heads, vocabulary, total, inner):
@@ -156,6 +158,8 @@ def test_a_share_is_written_so_that_it_reads_as_the_same_number_of_components():
         ({"rotary_pct": float("nan")}, "rotary_pct nan of a head of width 64"),
         ({"hidden_act": "gelu_10"}, "hidden_act 'gelu_10' is not supported"),
         ({"num_attention_heads": 7}, "7 attention heads cannot share a width of 512"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_theta": 1e6}, "rope_theta 1000000.0 is not supported"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type 'longrope' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, "the field surprise"),
         ({"multi_query": True}, "the field multi_query"),

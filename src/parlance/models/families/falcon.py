@@ -41,6 +41,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         raise reader.error(f"num_attention_heads {heads} does not divide hidden_size {width}")
     length = reader.integer("max_position_embeddings", default=2048)
     biased = reader.flag("bias", default=False)
+    activation: Any = reader.choice("activation", choices=_ACTIVATIONS, default="gelu")
     reader.only("apply_residual_connection_post_layernorm", False)
     reader.passed_over("ff_factor")  # says what ffn_hidden_size says
     config = TransformerConfig(
@@ -54,7 +55,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         qk_norm=False,
         norm="layer",
         norm_epsilon=reader.number("layer_norm_epsilon", default=1e-5),
-        activation=reader.choice("activation", choices=_ACTIVATIONS, default="gelu"),
+        activation=activation,
         gated_mlp=False,
         attention_bias=biased,
         output_bias=biased,

@@ -160,14 +160,14 @@ BOOKKEEPING = frozenset(
 
 _WITHOUT_EFFECT = BOOKKEEPING | frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels add_cross_attention
     architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample early_stopping
+    cross_attention_hidden_size custom_pipelines decoder_start_token_id diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
     forced_eos_token_id gradient_checkpointing init_device init_std initializer_factor initializer_range
     is_decoder is_encoder_decoder language length_penalty max_length min_length no_repeat_ngram_size
-    num_beam_groups num_beams num_return_sequences onnx_safe output_attentions output_hidden_states output_past
-    output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty
+    num_beam_groups num_beams num_labels num_return_sequences onnx_safe output_attentions output_hidden_states
+    output_past output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty
     return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
     tf_legacy_loss tokenizer_class tokenizer_name top_k top_p torch_dtype torchscript transformers_version
     typical_p unk_token_id use_bfloat16 use_cache verbose
@@ -320,6 +320,8 @@ class Family:
     """What names begin with that a dump of the model without its head lacks, e.g. `transformer.`."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of tensors that hold nothing learned: masks, rotary tables."""
+    other_table: Callable[[Any], Iterable[Entry | Stacked]] | None = None
+    """Another form in which files hold the tensors: it is read, never written."""
 
     def expresses(self, config: Any) -> bool:
         """Whether a checkpoint of this family can say all of `config`: reading what is written gives it again."""

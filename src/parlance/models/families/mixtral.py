@@ -1,6 +1,7 @@
 """Mixtral and Qwen3-MoE: decoders like Mistral and Qwen3 whose feed-forward is chosen among experts for every token.
 
-Files hold each expert's matrices apart, Mixtral's under the names w1 (gate), w2 (down), w3 (up).
+Files hold each expert's matrices apart, Mixtral's under the names w1 (gate), w2 (down), w3 (up); files with all
+experts in one tensor are read too.
 
 Sources: Jiang et al. 2024; Yang et al. 2025; names and fields as `transformers` writes them.
 """
@@ -103,7 +104,42 @@ def _qwen3_moe_table(config: TransformerConfig) -> list[Entry | Stacked]:
     return decoder_table(config, lambda config, number: _experts("mlp", _PLAIN_NAMES, config, number))
 
 
-MIXTRAL = Family("mixtral", ("MixtralForCausalLM",), _read_mixtral, _write_mixtral, _mixtral_table, "model.", IGNORED)
+def _fused_experts(config: TransformerConfig, number: int) -> Iterable[Entry]:
+    """All experts of block `number` in two tensors: `transformers` holds them so, and writes them so where asked to."""
+    if not config.has_experts(number):
+        yield from one_feed_forward(config, number)
+        return
+    ours, module = f"layers.{number}.mlp", f"model.layers.{number}.mlp"
+    yield same(f"{module}.gate.weight", f"{ours}.router.weight")
+    yield Entry(
+        f"{module}.experts.gate_up_proj",
+        (f"{ours}.gate_proj", f"{ours}.up_proj"),
+        lambda tensor: tensor.chunk(2, dim=1),
+    )
+    yield same(f"{module}.experts.down_proj", f"{ours}.down_proj")
+
+
+def _fused_table(config: TransformerConfig) -> list[Entry | Stacked]:
+    return decoder_table(config, _fused_experts)
+
+
+MIXTRAL = Family(
+    "mixtral",
+    ("MixtralForCausalLM",),
+    _read_mixtral,
+    _write_mixtral,
+    _mixtral_table,
+    "model.",
+    IGNORED,
+    _fused_table,
+)
 QWEN3_MOE = Family(
-    "qwen3_moe", ("Qwen3MoeForCausalLM",), _read_qwen3_moe, _write_qwen3_moe, _qwen3_moe_table, "model.", IGNORED
+    "qwen3_moe",
+    ("Qwen3MoeForCausalLM",),
+    _read_qwen3_moe,
+    _write_qwen3_moe,
+    _qwen3_moe_table,
+    "model.",
+    IGNORED,
+    _fused_table,
 )

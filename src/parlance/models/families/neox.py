@@ -37,12 +37,16 @@ _IGNORED = (r".*\.attention\.(bias|masked_bias)", r".*rotary_emb\.inv_freq")
 def _read_positions(reader: ConfigReader, width: int, context_length: int) -> dict[str, Any]:
     """Rotary fields, for heads of `width`: base and share have names of their own in files before version 5."""
     fields = reader.nested("rope_parameters")
+    base = reader.number("rotary_emb_base", default=10_000.0)
     share = fields.number("partial_rotary_factor", default=reader.number("rotary_pct", default=0.25))
+    # The last files before version 5 have both by their general names besides.
+    reader.only("rope_theta", base)
+    reader.only("partial_rotary_factor", share)
     turning = int(width * share) if 0 < share <= 1 else 0
     if turning % 2 or not turning:
         raise reader.error(f"rotary_pct {share} of a head of width {width} is not an even number of components in it")
     values = {
-        "rope_theta": reader.number("rotary_emb_base", default=10_000.0),
+        "rope_theta": base,
         "rope_scaling": reader.value("rope_scaling"),
         "rope_parameters": {name: fields.values[name] for name in fields.values if name != "partial_rotary_factor"},
     }

@@ -199,6 +199,19 @@ class Tokenizer:
             return self.end_of_text
         return self.special_id(PAD if name is None else name_of(name))
 
+    @cached_property
+    def surrounding(self) -> tuple[list[int], list[int]]:
+        """Ids that a whole text is put between, by the post-processor of tokenizer.json: BOS, [CLS]; EOS, [SEP].
+
+        `encode` leaves them out, since what is encoded may be a part of a text. Our own tokenizers have none.
+        """
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a", add_special_tokens=True).ids
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start], whole[start + len(bare) :]
+        return [], []
+
     @property
     def end_of_turn(self) -> int:
         """Id of the token behind every message of a conversation."""
