@@ -1,4 +1,4 @@
-"""How fast is a training step of GPT-2's 124 M shape, and the reading of a prompt by a 134 M Llama, against transformers?
+"""How fast do GPT-2's 124 M shape train and a 134 M Llama read a prompt, against transformers?
 
     python benchmarks/transformer_speed.py [--rounds 5] [--parts training prefill] [--compile] [--out FILE.json]
 

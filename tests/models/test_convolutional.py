@@ -76,3 +76,12 @@ def test_the_work_is_what_torch_counts(model):
     with FlopCounterMode(display=False) as counter:
         model.logits(model.hidden(tokens))
     assert counter.get_total_flops() == pytest.approx(32 * model.forward_flops_per_token(16), rel=1e-9)
+
+
+@torch.inference_mode()
+def test_blocks_begin_as_the_identity(model):
+    model.initialise(torch.Generator().manual_seed(3))
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(4))
+    for layer, past in zip(model.layers, model.new_state(2, 5).inputs, strict=True):
+        assert torch.equal(layer(x, past)[0], x)
+        assert bool(layer.conv_proj.weight.any())

@@ -74,3 +74,11 @@ def test_the_embedding_is_a_quarter_of_the_width_by_default():
     assert FeedForwardConfig(vocab_size=9, layers=1, width=256).token_width == 64
     assert FeedForwardConfig(vocab_size=9, layers=1, width=8).token_width == 16
     assert CONFIG.token_width == 6
+
+
+@torch.inference_mode()
+def test_residual_layers_begin_as_the_identity(model):
+    model.initialise(torch.Generator().manual_seed(3))
+    x = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(4))
+    assert all(torch.equal(layer(x), x) for layer in list(model.layers)[1:])
+    assert bool((model.layers[0](torch.ones(1, 1, 24)) != 0).any())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from parlance.models.recurrent import GATES, LIBRARY_WORTH_STEPS, Recurrent, RecurrentConfig, RecurrentLayer
+from parlance.models.recurrent import GAINS, GATES, LIBRARY_WORTH_STEPS, Recurrent, RecurrentConfig, RecurrentLayer
 
 D, B = 6, 3
 
@@ -141,7 +141,7 @@ def test_layers_are_branches_behind_a_norm_or_a_plain_stack(cell):
         for layer in model.layers:
             inputs = F.rms_norm(x, (D,), eps=1e-6) if residual else x
             steps, _ = layer._loop(inputs.transpose(0, 1).contiguous(), zeros, zeros)
-            x = x + steps.transpose(0, 1) if residual else steps.transpose(0, 1)
+            x = x + GAINS[cell] * steps.transpose(0, 1) if residual else steps.transpose(0, 1)
         expected = F.rms_norm(x, (D,), eps=1e-6) if residual else x
         torch.testing.assert_close(model.hidden(tokens), expected, atol=1e-5, rtol=1e-5)
 

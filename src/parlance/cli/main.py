@@ -17,7 +17,20 @@ import typer
 from typer.core import TyperGroup
 
 import parlance
-from parlance.cli import align, bench, chat, corpus, finetune, generate, pretrain, reward, run, score, tokenizer
+from parlance.cli import (
+    align,
+    bench,
+    chat,
+    convert,
+    corpus,
+    finetune,
+    generate,
+    pretrain,
+    reward,
+    run,
+    score,
+    tokenizer,
+)
 from parlance.cli.invocation import program
 from parlance.cli.options import help_of
 from parlance.core.errors import Interrupted, UserError
@@ -53,6 +66,7 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None] | typer.Typer]] = {
     "generate": ("Use a model", generate.generate),
     "score": ("Use a model", score.score),
     "chat": ("Use a model", chat.chat),
+    "convert": ("Use a model", convert.convert),
     "bench": ("Compare", bench.app),
 }
 """Panel of the help page, and command or group of commands, by name."""

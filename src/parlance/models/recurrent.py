@@ -1,8 +1,9 @@
 """Recurrent language models: Elman, GRU, LSTM and multiplicative LSTM, with a state of fixed size.
 
 A stack of recurrent layers reads one token after the other. By default each layer is a residual branch behind a norm,
-x + cell(norm(x)); `residual=False` is the plain stack of the literature. Training windows begin with a zero state, so
-gradients reach back as far as a window (truncated back-propagation through time).
+x + gain * cell(norm(x)), with a learned gain for each unit that starts above 1, since what a cell puts out is small
+(docs/lab-notebook.md); `residual=False` is the plain stack of the literature. Training windows begin with a zero
+state, so gradients reach back as far as a window (truncated back-propagation through time).
 Dropout, bidirectional layers and weight normalisation are left out.
 
     model = Recurrent(RecurrentConfig(vocab_size=256, layers=2, width=256, cell="lstm"))
@@ -33,6 +34,9 @@ Cell = Literal["elman", "gru", "lstm", "mlstm"]
 GATES: dict[Cell, int] = {"elman": 1, "gru": 3, "lstm": 4, "mlstm": 4}
 """Blocks of D rows in a cell's matrices. Order: GRU r, z, n; LSTM and multiplicative LSTM i, f, o, u."""
 
+GAINS: dict[Cell, float] = {"elman": 3.0, "gru": 8.0, "lstm": 8.0, "mlstm": 8.0}
+"""What the output of a residual layer is multiplied with at the start of training."""
+
 LIBRARY_WORTH_STEPS = 16
 """Torch's LSTM on CPUs rearranges its weights at every call: shorter pieces run in our own loop."""
 LIBRARY_BFLOAT16_WIDTH = 448
@@ -55,7 +59,7 @@ class RecurrentConfig(Config):
     cell: Cell = "lstm"
     """Kind of every layer."""
     residual: bool = True
-    """Each layer a residual branch behind a norm, and a norm before the head; False: a plain stack without norms."""
+    """Each layer a residual branch with norm and gain, and a norm before the head; False: a plain stack of cells."""
     head_bias: bool = False
     """Whether the output head adds a bias."""
     norm_epsilon: float = Field(default=1e-6, gt=0)
@@ -81,6 +85,7 @@ class RecurrentLayer(nn.Module):
 
     `weight_ih` and `weight_hh` are (G D, D), `bias` (G D,); a GRU adds `bias_hn` (D,) inside its reset gate; a
     multiplicative LSTM has `weight_mx` and `weight_mh` (D, D), m = (W_mx x) (W_mh h), and `weight_hh` acts on m.
+    Residual layers have `gain` (D,).
     """
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -88,6 +93,7 @@ class RecurrentLayer(nn.Module):
         D, G = config.width, GATES[config.cell]
         self.cell: Cell = config.cell
         self.input_layernorm = RMSNorm(D, config.norm_epsilon) if config.residual else None
+        self.gain = nn.Parameter(torch.full((D,), GAINS[config.cell])) if config.residual else None
         self.weight_ih = nn.Parameter(torch.empty(G * D, D))
         self.weight_hh = nn.Parameter(torch.empty(G * D, D))
         self.bias = nn.Parameter(torch.zeros(G * D))
@@ -103,7 +109,7 @@ class RecurrentLayer(nn.Module):
         else:
             steps, cell = self._loop(inputs.transpose(0, 1).contiguous(), first, first_cell)
             outputs, last = steps.transpose(0, 1), steps[-1].clone()  # not a view that keeps every step in memory
-        return (outputs if self.input_layernorm is None else x + outputs), last, cell
+        return (outputs if self.gain is None else x + outputs * self.gain.to(x.dtype)), last, cell
 
     def _library_is_faster(self, x: Tensor) -> bool:
         if self.cell == "mlstm":
@@ -165,9 +171,9 @@ class Recurrent(NeuralLanguageModel):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights: N(0, 1/D) for matrices, N(0, 1) for the embedding, a small head.
 
-        Biases are zero but for a 1 at the gates that keep the past: f of the LSTMs, z of the GRU.
+        Biases are zero but for a 1 at the gates that keep the past: f of the LSTMs, z of the GRU. Gains are `GAINS`.
         """
-        D = self.config.width
+        D, gain = self.config.width, GAINS[self.config.cell]
         with torch.no_grad():
             self.embed_tokens.weight.normal_(0.0, 1.0, generator=generator)
             for name, parameter in self.named_parameters():
@@ -176,7 +182,7 @@ class Recurrent(NeuralLanguageModel):
                 if parameter.ndim == 2:
                     parameter.normal_(0.0, 0.001 if name.startswith("lm_head") else D**-0.5, generator=generator)
                 else:
-                    parameter.fill_(1.0 if "norm" in name else 0.0)
+                    parameter.fill_(1.0 if "norm" in name else gain if name.endswith("gain") else 0.0)
             if self.config.cell != "elman":
                 for layer in self.layers:
                     layer.get_parameter("bias")[D : 2 * D] = 1.0

@@ -9,6 +9,7 @@ The format: an 8-byte little-endian length, a JSON header of names, types, shape
 """
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,6 +73,12 @@ class TensorFiles:
         """All tensors."""
         return set(self._homes)
 
+    def kind(self, name: str) -> tuple[str, int]:
+        """Type of a tensor, as the format writes it (F32), and its number of entries; nothing is read."""
+        file, stored = self._homes[name]
+        part = file.get_slice(stored)
+        return str(part.get_dtype()), math.prod(part.get_shape())
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, mapped. Raises UserError where it is not of floating point, or holds what is no number."""
         file, stored = self._homes[name]
@@ -86,6 +93,17 @@ class TensorFiles:
         if tensor.numel() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite numbers (NaN or infinity)")
         return tensor
+
+
+def stored_type(folder: Path) -> torch.dtype:
+    """The type of most numbers in a folder's files: float32, float16 or bfloat16 (float32 for others)."""
+    with TensorFiles(folder) as files:
+        sizes = dict.fromkeys(_TYPES, 0)
+        for name in files.names:
+            kind, size = files.kind(name)
+            for dtype, code in _TYPES.items():
+                sizes[dtype] += size if kind == code else 0
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _weight_files(folder: Path) -> list[Path]:

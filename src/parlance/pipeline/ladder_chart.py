@@ -20,15 +20,16 @@ def ladder_chart(result: dict[str, Any]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     style = {"svg.hashsalt": "ladder", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
     rows = result["models"]
     counted = [row for row in rows if len(row["curve"]) == 1]
     trained = [row for row in rows if len(row["curve"]) > 1]
     with matplotlib.rc_context(style):
-        canvas = Figure(figsize=(8.2, 5.0), layout="constrained")
+        canvas = Figure(figsize=(8.2, 5.0))
         FigureCanvasSVG(canvas)
-        axes = canvas.add_subplot()
+        axes = canvas.add_axes((0.08, 0.11, 0.66, 0.86))
         if counted:
             points = [row["curve"][0] for row in counted]
             axes.plot(
@@ -39,14 +40,14 @@ def ladder_chart(result: dict[str, Any]) -> str:
         for row, colour in zip(trained, COLOURS * len(trained), strict=False):
             xs, ys = zip(*row["curve"], strict=True)
             axes.plot(xs, ys, color=colour, marker="o", markersize=3, lw=1.6)
-        ends = [row["curve"][-1] for row in trained]
         bottom, top = _limits([y for row in rows for _, y in row["curve"]])
+        ends = [(row["curve"][-1][0], min(row["curve"][-1][1], top)) for row in trained]
         places = spread([y for _, y in ends], (top - bottom) / 26)
         for row, colour, y in zip(trained, COLOURS * len(trained), places, strict=False):
             label = f"{row['name']} {row['curve'][-1][1]:.3f}"
             axes.annotate(
                 label,
-                (row["curve"][-1][0], row["curve"][-1][1]),
+                (row["curve"][-1][0], min(row["curve"][-1][1], top)),
                 (1.02, y),
                 xycoords="data",
                 textcoords=axes.get_yaxis_transform(),
@@ -56,6 +57,7 @@ def ladder_chart(result: dict[str, Any]) -> str:
                 arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5},
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.set_ylim(bottom, top)
         axes.set_xlabel("training time (s)", color=INK)
         axes.set_ylabel("bits per byte of held-out text", color=INK)

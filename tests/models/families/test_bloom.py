@@ -83,7 +83,7 @@ def test_both_spellings_of_the_fields():
     "changes", [{"apply_residual_connection_post_layernorm": True}, {"n_inner": 512}, {"n_embed": 1000}], ids=str
 )
 def test_what_cannot_be_honoured_is_named(changes):
-    with pytest.raises(UserError, match=r"|".join([*changes, "hidden_size"])):
+    with pytest.raises(UserError, match=r"|".join([*changes, "width of 1000"])):
         read_values(BLOOM_560M | changes)
 
 

@@ -33,7 +33,7 @@ TINY = {
 QWEN = {"moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 3, "head_dim": 16}
 
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
-    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4}),
+    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 3}),
     "mixtral, window": (transformers.MixtralConfig, {"num_experts_per_tok": 1, "sliding_window": 5}),
     "qwen3_moe": (transformers.Qwen3MoeConfig, QWEN),
     "qwen3_moe, normalised, in turns": (
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity(case, tmp_path):
     kind, options = CASES[case]
-    ours = check_family(kind(**TINY | options), tmp_path, lengths=(1, 7, 40), strict="," not in case)
+    ours = check_family(kind(**TINY | options), tmp_path, lengths=(1, 7, 40), strict=case == "mixtral")
     assert family_for(ours.config).name == case.partition(",")[0]
 
 

@@ -1,7 +1,8 @@
 """BLOOM and BLOOMZ: ALiBi, LayerNorm (after the embedding too), tanh GELU, biases everywhere.
 
 The query, key and value of each head lie side by side in one matrix. Files may name the width `n_embed` or
-`hidden_size`, and lack the prefix `transformer.`. ALiBi knows no longest text: `seq_length`, where it is given, else 2048 as in training.
+`hidden_size`, and lack the prefix `transformer.`. ALiBi knows no longest text: the context is `seq_length` where that
+is given, else 2048 as in training.
 
 Source: BigScience 2022; names and fields as in `transformers`.
 """
@@ -37,8 +38,6 @@ _MEGATRON = (
 
 def _read(reader: ConfigReader) -> TransformerConfig:
     width, heads = reader.integer("hidden_size", "n_embed"), reader.integer("n_head", "num_attention_heads")
-    if width % heads:
-        raise reader.error(f"n_head {heads} does not divide hidden_size {width}")
     reader.only("apply_residual_connection_post_layernorm", False)
     reader.only("n_inner", 4 * width)
     reader.passed_over(*_MEGATRON)
@@ -48,7 +47,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         width=width,
         layers=reader.integer("n_layer", "num_hidden_layers"),
         heads=heads,
-        head_width=width // heads,
+        head_width=reader.head_width(width, heads),
         mlp_width=4 * width,
         positions="alibi",
         qk_norm=False,

@@ -37,8 +37,6 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "g
 
 def _read(reader: ConfigReader) -> TransformerConfig:
     width, heads = reader.integer("hidden_size", "n_embed"), reader.integer("num_attention_heads", "n_head")
-    if width % heads:
-        raise reader.error(f"num_attention_heads {heads} does not divide hidden_size {width}")
     length = reader.integer("max_position_embeddings", default=2048)
     biased = reader.flag("bias", default=False)
     activation: Any = reader.choice("activation", choices=_ACTIVATIONS, default="gelu")
@@ -50,7 +48,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         width=width,
         layers=reader.integer("num_hidden_layers", "n_layer"),
         heads=heads,
-        head_width=width // heads,
+        head_width=reader.head_width(width, heads),
         mlp_width=reader.integer("ffn_hidden_size", default=4 * width),
         qk_norm=False,
         norm="layer",

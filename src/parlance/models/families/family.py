@@ -237,6 +237,12 @@ class ConfigReader:
         if value is not None and value not in allowed:
             raise self.error(f"{name} {value!r} is not supported (only {' or '.join(map(repr, allowed))})")
 
+    def head_width(self, width: int, heads: int) -> int:
+        """`width` / `heads`. Raises UserError where that is no whole number."""
+        if heads < 1 or width % heads:
+            raise self.error(f"a width of {width} cannot be divided among {heads} heads")
+        return width // heads
+
     def nested(self, name: str) -> "ConfigReader":
         """A reader of an object within the configuration; of an empty one where it is missing."""
         value = self.value(name, default={})

@@ -33,6 +33,7 @@ def read_decoder(reader: ConfigReader, *, length: int, theta: float = 10_000.0) 
     heads, width = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     length = reader.integer("max_position_embeddings", "max_sequence_length", default=length)
     reader.only("hidden_act", "silu", "swish")
+    reader.passed_over("head_dim")  # where it is null
     return {
         "vocab_size": reader.integer("vocab_size"),
         "context_length": length,
@@ -40,7 +41,7 @@ def read_decoder(reader: ConfigReader, *, length: int, theta: float = 10_000.0) 
         "layers": reader.integer("num_hidden_layers"),
         "heads": heads,
         "kv_heads": reader.integer("num_key_value_heads", default=heads),
-        "head_width": reader.integer("head_dim", default=width // heads),
+        "head_width": reader.integer("head_dim") if reader.has("head_dim") else reader.head_width(width, heads),
         "mlp_width": reader.integer("intermediate_size"),
         "norm_epsilon": reader.number("rms_norm_eps"),
         "tie_embeddings": reader.flag("tie_word_embeddings", default=False),

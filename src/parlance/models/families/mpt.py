@@ -27,8 +27,6 @@ from parlance.models.transformer_config import TransformerConfig
 
 def _read(reader: ConfigReader) -> TransformerConfig:
     width, heads = reader.integer("d_model", "hidden_size"), reader.integer("n_heads", "num_attention_heads")
-    if width % heads:
-        raise reader.error(f"n_heads {heads} does not divide d_model {width}")
     biased = not reader.flag("no_bias", default=True)
     reader.only("norm_type", "low_precision_layernorm", "layernorm")  # differ in half precision alone
     reader.passed_over("embedding_fraction", "init_config", "fc_type")  # of gradients, initialisation and kernels
@@ -52,7 +50,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         width=width,
         layers=reader.integer("n_layers", "num_hidden_layers"),
         heads=heads,
-        head_width=width // heads,
+        head_width=reader.head_width(width, heads),
         mlp_width=reader.integer("expansion_ratio", default=4) * width,
         positions="alibi" if alibi else "learned",
         alibi_bias_max=steepest,

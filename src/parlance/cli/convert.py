@@ -1,0 +1,70 @@
+"""`parlance convert`: a checkpoint in another form."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from parlance.cli import options
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A checkpoint folder, a llama2.c .bin file, or a CharRNN folder.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The new folder (or, for llama2.c, file).")],
+    to: Annotated[
+        Literal["huggingface", "llama2c"], typer.Option("--to", help="A folder for transformers, or a llama2.c file.")
+    ] = "huggingface",
+    family: Annotated[
+        str | None, typer.Option("--family", metavar="NAME", help="Write as this family; none: as the source is.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Type of the tensors; none: as they are."),
+    ] = None,
+    shard_size: Annotated[
+        float, typer.Option("--shard-size", min=0.000001, metavar="GB", help="Largest file, in gigabytes.")
+    ] = 5.0,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="FILE", help="Tokenizer to put beside the model.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Write a checkpoint in another form: another family, another type of number, several files, or from llama2.c.
+
+    What is written computes what the source computes. Nothing is overwritten.
+
+    Example: parlance convert stories260K.bin stories --tokenizer tok512.bin
+
+    Example: parlance convert my-model half --dtype bfloat16
+    """
+    from parlance.cli import output
+    from parlance.cli.stage_folder import new_folder
+    from parlance.core.errors import UserError
+
+    if not source.exists():
+        raise UserError(f"there is no {source}; name a checkpoint folder or a model file")
+    if to == "llama2c":
+        from parlance.models.conversion import convert_to_llama2c
+
+        if out.exists():
+            raise UserError(f"{out} already exists; choose another name")
+        if family is not None or dtype is not None or tokenizer is not None:
+            raise UserError("--family, --dtype and --tokenizer belong to --to huggingface")
+        facts = convert_to_llama2c(source, out)
+    else:
+        import torch
+
+        from parlance.models.conversion import convert as convert_checkpoint
+
+        types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        facts = convert_checkpoint(
+            source,
+            new_folder(out),
+            family=family,
+            dtype=None if dtype is None else types[dtype],
+            shard_bytes=max(1, int(shard_size * 1e9)),
+            tokenizer=tokenizer,
+        )
+    output.print_facts({"out": str(out), **facts}, json=json)

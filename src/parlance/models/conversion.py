@@ -1,0 +1,141 @@
+"""From one form of a checkpoint to another: other families, other types of number, several files, and foreign files.
+
+    convert(Path("stories260K.bin"), Path("stories"), tokenizer=Path("tok512.bin"))
+    convert(Path("my-model"), Path("half"), dtype=torch.bfloat16, shard_bytes=10**9)
+
+Foreign files are llama2.c's `.bin` and ml5.js's CharRNN folders. What is converted computes the same; a family that
+cannot say a part of the model is refused.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parlance.core.artifacts import atomic_directory, os_errors, write_json
+from parlance.core.errors import UserError
+from parlance.models.character_rnn import read_character_rnn
+from parlance.models.checkpoints import checkpoint_tensors, family_for, load_model, read_config, read_values
+from parlance.models.llama2c import read_llama2c, write_llama2c
+from parlance.models.neural import NeuralLanguageModel
+from parlance.models.tensor_files import SHARD_BYTES, stored_type, write_tensors
+from parlance.models.transformer import Transformer
+from parlance.text.tokenizers import Tokenizer, import_tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+"""What a checkpoint folder may hold of its tokenizer; copied as it is."""
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "mask_token_id")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a model that is no checkpoint folder of ours or of `transformers`."""
+    return path.suffix == ".bin" or (path / "manifest.json").exists()
+
+
+def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[NeuralLanguageModel, Tokenizer]:
+    """Model and tokenizer of a llama2.c file or a CharRNN folder.
+
+    `tokenizer`: the file of a llama2.c model's tokenizer; None: the only other `tok*.bin` beside it. Raises UserError.
+    """
+    if path.suffix != ".bin":
+        return read_character_rnn(path)
+    model = read_llama2c(path)
+    if tokenizer is None:
+        found = sorted(file for file in path.parent.glob("tok*.bin") if file != path)
+        if len(found) != 1:
+            raise UserError(
+                f"{path} has its tokenizer in another file, and there are {len(found)} tok*.bin beside it; "
+                f"name it: parlance convert {path} DIR --tokenizer FILE"
+            )
+        tokenizer = found[0]
+    opened = import_tokenizer(tokenizer)
+    if opened.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{tokenizer} has {opened.vocab_size} tokens and the model {model.vocab_size}: not its tokenizer"
+        )
+    return model, opened
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    family: str | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    tokenizer: Path | None = None,
+) -> dict[str, Any]:
+    """Write the model of `source` as a checkpoint folder `out`; returns family, parameters, type and files.
+
+    `family`: a published family's name; None: that of the source, else the first that can say it. `dtype`: of the
+    tensors; None: as they are. Raises UserError; `out` appears whole or not at all.
+    """
+    copied: list[Path] = []
+    opened: Tokenizer | None = None
+    if is_foreign(source):
+        model, opened = open_foreign(source, tokenizer)
+        ids: dict[str, Any] = {"eos_token_id": opened.end_of_text, "pad_token_id": opened.pad}
+        before, _ = opened.surrounding
+        ids["bos_token_id"] = before[0] if before else opened.end_of_text
+        own, dtype = None, dtype or torch.float32
+    else:
+        values = read_values(source)
+        if "SequenceClassification" in str(values.get("architectures")):
+            raise UserError(f"{source} is a reward model; only language models are converted")
+        own, _ = read_config(source)
+        dtype = dtype or stored_type(source)
+        model = load_model(source, dtype)
+        ids = {name: values[name] for name in _IDS if values.get(name) is not None}
+        if tokenizer is not None:
+            opened = import_tokenizer(tokenizer)
+        else:
+            copied = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    chosen = family_for(model.config, family) if family is not None or own is None else own
+    written = {
+        "architectures": [chosen.architectures[0]],
+        "model_type": chosen.name,
+        **chosen.write(model.config),
+        "dtype": str(dtype).removeprefix("torch."),
+        **ids,
+    }
+    with atomic_directory(out) as folder:
+        tensors = checkpoint_tensors(chosen.table(model.config), dict(model.named_parameters()), dtype)
+        write_tensors(folder, tensors, shard_bytes)
+        for file in copied:
+            with os_errors("copy", file):
+                shutil.copyfile(file, folder / file.name)
+        if opened is not None:
+            opened.save(folder)
+        generation = source / "generation_config.json"
+        if source.is_dir() and generation.exists():
+            shutil.copyfile(generation, folder / generation.name)
+        elif ids:
+            write_json(folder / generation.name, {name: value for name, value in ids.items() if name in _IDS[:4]})
+        write_json(folder / "config.json", written)
+    return {
+        "family": chosen.name,
+        "parameters": model.parameter_count(),
+        "dtype": written["dtype"],
+        "files": sorted(file.name for file in out.iterdir()),
+    }
+
+
+def convert_to_llama2c(source: Path, out: Path) -> dict[str, Any]:
+    """Write a LLaMA-shaped model as a `.bin` file of llama2.c. Raises UserError where it has other parts."""
+    model = load_model(source)
+    if not isinstance(model, Transformer):
+        raise UserError(f"{source} is not a Transformer: llama2.c files hold LLaMA-shaped ones alone")
+    write_llama2c(out, model)
+    return {"family": "llama2.c", "parameters": model.parameter_count(), "dtype": "float32", "files": [out.name]}
