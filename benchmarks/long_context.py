@@ -6,9 +6,10 @@ One layer's attention (12 heads of width 64, no projections) on one sequence, in
 65 536 positions and forward with backward up to 16 384; on all cores. Full attention is torch's
 `scaled_dot_product_attention`, the peer; from 32 768 positions on it is measured on `--full-heads` of the 12 heads and
 scaled up, for heads are independent (the file says where). A length is measured in turns, `--rounds` times or until
-`--seconds` have passed, but once at least. Prints microseconds a token, writes the JSON file and beside it the plot,
-as SVG. The goal is flat curves for the last two: `growth` is the cost of a token at the longest length over that at
-4 096, and `settled` that over the cost at half the longest length.
+`--seconds` have passed, but once at least. Prints microseconds a token, by the clock and of processor time (all cores
+together; other programs disturb it less), writes the JSON file and beside it the plot, as SVG. The goal is flat curves
+for the last two: `growth` is the cost of a token at the longest length over that at 4 096, `settled` over that at half
+the longest length. Dilated attention must grow until the longest segment is full: counting keys, by a factor of 1.23.
 """
 
 import argparse
@@ -84,17 +85,18 @@ def measure(length: int, dtype: torch.dtype, backward: bool, arguments: argparse
         for function in work.values():
             function()
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processor: dict[str, list[float]] = {kind: [] for kind in KINDS}
     begin = time.perf_counter()
     for number in range(arguments.rounds):
         if number and time.perf_counter() - begin > arguments.seconds:
             break
         for kind, function in work.items():
-            start = time.perf_counter()
+            start, start_processor = time.perf_counter(), time.process_time()
             function()
             seconds[kind].append((time.perf_counter() - start) * HEADS / heads[kind])
+            processor[kind].append((time.process_time() - start_processor) * HEADS / heads[kind])
     lines = []
     for kind, times in seconds.items():
-        ratios = sorted(full / own for full, own in zip(seconds["full"], times, strict=True))
         line = {
             "kind": kind,
             "dtype": str(dtype).removeprefix("torch."),
@@ -102,17 +104,16 @@ def measure(length: int, dtype: torch.dtype, backward: bool, arguments: argparse
             "length": length,
             "rounds": len(times),
             "heads_measured": heads[kind],
-            "microseconds_per_token": {
-                name: round(1e6 * function(times) / length, 2)
-                for name, function in (("min", min), ("median", statistics.median), ("max", max))
-            },
-            "times_faster_than_full": {
-                "min": round(ratios[0], 2), "median": round(statistics.median(ratios), 2), "max": round(ratios[-1], 2)
-            },
-        }  # fmt: skip
+            "microseconds_per_token": spread(times, 1e6 / length),
+            "processor_microseconds_per_token": spread(processor[kind], 1e6 / length),
+            "times_faster_than_full": spread(
+                [full / own for full, own in zip(seconds["full"], times, strict=True)], 1.0
+            ),
+        }
         print(
             f"{line['dtype']:9} {line['pass']:21} T {length:6} {kind:15}"
-            f" {line['microseconds_per_token']['median']:9.2f} us a token,"
+            f" {line['microseconds_per_token']['median']:9.2f} us a token"
+            f" ({line['processor_microseconds_per_token']['median']:.2f} of processor time),"
             f" {line['times_faster_than_full']['median']:6.2f} times faster than full",
             flush=True,
         )
@@ -139,25 +140,31 @@ def job(attention: Attention, heads: int, length: int, dtype: torch.dtype, backw
     return run
 
 
+def spread(values: list[float], factor: float) -> dict[str, float]:
+    """Smallest, middle and largest, times a factor."""
+    functions = {"min": min, "median": statistics.median, "max": max}
+    return {name: round(factor * function(values), 2) for name, function in functions.items()}
+
+
 def growth(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each curve: its cost per token at its longest length over that at 4 096, and over that at half of it."""
-    curves: dict[tuple[str, str, str], dict[int, float]] = {}
-    for line in lines:
-        curve = curves.setdefault((line["dtype"], line["pass"], line["kind"]), {})
-        curve[line["length"]] = line["microseconds_per_token"]["median"]
-    return [
-        {
-            "kind": kind,
-            "dtype": dtype,
-            "pass": which,
-            "from": 4096,
-            "to": max(curve),
-            "growth": round(curve[max(curve)] / curve[4096], 2),
-            "settled": round(curve[max(curve)] / curve[max(curve) // 2], 2),
-        }
-        for (dtype, which, kind), curve in curves.items()
-        if 4096 in curve
-    ]
+    result = []
+    for clock in ("microseconds_per_token", "processor_microseconds_per_token"):
+        curves: dict[tuple[str, str, str], dict[int, float]] = {}
+        for line in lines:
+            curve = curves.setdefault((line["kind"], line["dtype"], line["pass"]), {})
+            curve[line["length"]] = line[clock]["median"]
+        for (kind, dtype, which), curve in curves.items():
+            longest = max(curve)
+            if longest > 4096:
+                result.append(
+                    {
+                        "kind": kind, "dtype": dtype, "pass": which, "clock": clock, "longest": longest,
+                        "growth": round(curve[longest] / curve[4096], 2),
+                        "settled": round(curve[longest] / curve[longest // 2], 2),
+                    }
+                )  # fmt: skip
+    return result
 
 
 def plot(lines: list[dict[str, Any]], path: Path) -> None:

@@ -4,7 +4,7 @@
 
 Everything is timed in turns in one process on the same inputs; a ratio is the mixture's time over the peer's, so that
 below 1 the mixture is faster. `--processor` counts processor seconds instead (on a machine with other work, with
-OMP_NUM_THREADS=1). Four questions, any of which may be named:
+OMP_NUM_THREADS=1). What --out has of questions not asked stays. Four questions, any of which may be named:
 
 1. `speed`: 8 experts top-2 of width F/2 against a dense SwiGLU of width F (the same active parameters, fp32 weights
    cast at use in both), forward, and forward and backward, fp32 and bfloat16; and, where `transformers` is installed,
@@ -212,14 +212,13 @@ def padding() -> list[dict[str, Any]]:
 
 def glam(rounds: int, clock: Clock) -> dict[str, Any]:
     """64 experts in every second block, beside a dense network of as many parameters."""
-    width, layers, experts, vocabulary, tokens = 256, 4, 64, 4096, 2048
+    width, layers, experts, vocabulary, tokens = 192, 4, 64, 4096, 2048
     sizes = {
         "vocab_size": vocabulary,
         "context_length": 512,
         "width": width,
         "layers": layers,
-        "heads": 4,
-        "head_width": 64,
+        "heads": width // 64,
     }
     sparse = Transformer(TransformerConfig(**sizes, mlp_width=4 * width))
     for number in range(1, layers, 2):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from parlance.core.artifacts import atomic_directory
 from parlance.core.errors import UserError
+from parlance.inference.generation import stream
+from parlance.inference.sampling import SamplingConfig
 from parlance.models import ngram_trie
 from parlance.models.contract import LanguageModel
 from parlance.models.ngram import NGramModel
@@ -485,8 +487,29 @@ def test_discounts_that_had_to_be_replaced_are_said(capsys):
 
 def test_a_long_stream_is_scored_in_parts_with_the_same_result(monkeypatch):
     model = trained(5)
-    stream = np.concatenate([[*text, 0] for text in zipfian_documents(3, 30)])
+    stream = np.concatenate([[*text, 0] for text in _documents(0)])[:300]  # trained on: the longest n-grams match
     alone = model.log_probs(stream)
-    monkeypatch.setattr(ngram_trie, "_TOKENS_A_THREAD", 100)
-    monkeypatch.setattr(ngram_trie, "usable_cores", lambda: 7)
+    monkeypatch.setattr(ngram_trie, "_TOKENS_A_THREAD", 3)
+    monkeypatch.setattr(ngram_trie, "usable_cores", lambda: 1000)
     np.testing.assert_array_equal(model.log_probs(stream), alone)
+
+
+def test_a_block_goes_on_where_the_one_before_ended():
+    model = trained(5)
+    stream = np.concatenate([[*text, 0] for text in _documents(0)])
+    for start in range(60):  # so that the blocks' ends fall on other places
+        moved = np.concatenate((stream[-start:], stream)) if start else stream
+        np.testing.assert_array_equal(model.log_probs(moved)[start + 8 :], model.log_probs(stream)[8:])
+
+
+@pytest.mark.parametrize(("order", "expected"), [(1, ", , , ,"), (2, "sir , sir ,"), (3, "but no .")])
+def test_pardon_me_is_continued(order, expected):
+    # Greedily. The unigram model repeats the most frequent token; order 2 knows that "sir" follows a comma most often,
+    # and is led in a circle; order 3 that after "me ," it does not.
+    texts = ["Pardon me , but no .", "Pardon me , but no .", "Well , sir , no , sir , sir , yes , sir , go ."]
+    words = ["<end>", *dict.fromkeys(word for text in texts for word in text.split())]
+    documents = [np.array([words.index(word) for word in text.split()]) for text in texts]
+    model = NGramModel.train(documents, len(words), order, 0, smoothing="stupid-backoff")
+    prompt = [words.index(word) for word in ("Pardon", "me", ",")]
+    tokens = stream(model, prompt, SamplingConfig(max_tokens=4, temperature=0), stop={0})
+    assert " ".join(words[token] for token in tokens) == expected

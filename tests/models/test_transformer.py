@@ -29,6 +29,43 @@ def model(request, tiny_transformer):
     return tiny_transformer(**SHAPES[request.param])
 
 
+VARIANTS = SHAPES | {
+    "sliding window, one block without": {"sliding_window": 7, "full_attention_layers": (1,)},
+    "alibi, parallel block": {"positions": "alibi", "block": "parallel", "parallel_norms": 1, "norm": "layer"},
+    "alibi before scaling": {"positions": "alibi", "alibi_before_scaling": True},
+    "alibi, sliding window": {"positions": "alibi", "sliding_window": 5},
+    "relative positions": {"positions": "relative", "relative_buckets": 8, "relative_max_distance": 20},
+    "learned positions, after the sum": {
+        "positions": "learned",
+        "norm_placement": "post",
+        "norm": "layer",
+        "qk_norm": False,
+        "gated_mlp": False,
+        "activation": "relu",
+        "attention_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "embedding_norm": True,
+    },
+    "sinusoids": {"positions": "sinusoidal", "activation": "relu2", "gated_mlp": False},
+    "no positions": {"positions": "none", "activation": "gelu", "block": "parallel"},
+    "dilated": {"dilated_segments": ((8, 1), (16, 2), (48, 4)), "heads": 4, "kv_heads": 2, "head_width": 8},
+    "experts in every second block": {"experts": 4, "expert_every": 2},
+    "yarn": {
+        "rope_scaling": {"kind": "yarn", "factor": 4.0, "original_context_length": 16},
+        "rotary_width": 8,
+        "clip_qkv": 0.5,
+    },
+    "projected embedding": {"embedding_width": 12, "head_bias": True, "head_transform": True, "logit_scale": 0.5},
+}
+"""Every part that a decoder may have."""
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def variant(request, tiny_transformer):
+    return tiny_transformer(**VARIANTS[request.param])
+
+
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 260, shape, generator=torch.Generator().manual_seed(seed))
 
@@ -38,50 +75,50 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_the_future_does_not_change_the_past_by_one_bit(model, dtype):
-    model.compute_dtype = dtype
+def test_the_future_does_not_change_the_past_by_one_bit(variant, dtype):
+    variant.compute_dtype = dtype
     tokens = random_tokens(2, 40)
-    before, _ = model.forward(tokens)
+    before, _ = variant.forward(tokens)
     for place in (0, 1, 17, 39):
         changed = tokens.clone()
         changed[:, place:] = (changed[:, place:] + 7) % 260
-        after, _ = model.forward(changed)
+        after, _ = variant.forward(changed)
         assert torch.equal(after[:, :place], before[:, :place])
         assert not torch.equal(after[:, place], before[:, place])
-        assert torch.equal(model.hidden(changed)[:, :place], model.hidden(tokens)[:, :place])
+        assert torch.equal(variant.hidden(changed)[:, :place], variant.hidden(tokens)[:, :place])
 
 
 @torch.inference_mode()
-def test_reading_in_pieces_equals_reading_at_once(model):
+def test_reading_in_pieces_equals_reading_at_once(variant):
     tokens = random_tokens(3, 48)
-    whole, _ = model.forward(tokens)
+    whole, _ = variant.forward(tokens)
     for pieces in ([48], [1] * 48, [47, 1], [1, 47], [5, 1, 1, 30, 11], [33, 15]):
         for capacity in (None, 4, 100):
-            state = None if capacity is None else model.new_state(3, capacity)
+            state = None if capacity is None else variant.new_state(3, capacity)
             parts = []
             for piece in tokens.split(pieces, dim=1):
-                logits, state = model.forward(piece, state)
+                logits, state = variant.forward(piece, state)
                 parts.append(logits)
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-5, rtol=1e-5)
             assert state.lengths.tolist() == [48, 48, 48]
 
 
 @torch.inference_mode()
-def test_rows_of_unequal_length_go_on_from_their_own_length(model):
+def test_rows_of_unequal_length_go_on_from_their_own_length(variant):
     lengths = [1, 7, 33, 20]
     rows = [random_tokens(length + 5, seed=length) for length in lengths]
-    state = model.new_state(4, 40)
-    model.hidden(pad_right([row[:length].tolist() for row, length in zip(rows, lengths, strict=True)], 3), state)
+    state = variant.new_state(4, 40)
+    variant.hidden(pad_right([row[:length].tolist() for row, length in zip(rows, lengths, strict=True)], 3), state)
     state.lengths = torch.tensor(lengths)
     first = torch.stack([row[length : length + 2] for row, length in zip(rows, lengths, strict=True)])
-    logits, state = model.forward(first, state)
+    logits, state = variant.forward(first, state)
     # A row may leave the batch in between.
     kept = [3, 0]
     state = state.select(torch.tensor(kept))
-    later, state = model.forward(torch.stack([rows[row][lengths[row] + 2 :] for row in kept]), state)
+    later, state = variant.forward(torch.stack([rows[row][lengths[row] + 2 :] for row in kept]), state)
     assert state.lengths.tolist() == [25, 6]
     for row, length in enumerate(lengths):
-        alone = model.forward(rows[row].unsqueeze(0))[0][0]
+        alone = variant.forward(rows[row].unsqueeze(0))[0][0]
         torch.testing.assert_close(logits[row], alone[length : length + 2], atol=2e-5, rtol=1e-5)
         if row in kept:
             torch.testing.assert_close(later[kept.index(row)], alone[length + 2 :], atol=2e-5, rtol=1e-5)
@@ -89,11 +126,11 @@ def test_rows_of_unequal_length_go_on_from_their_own_length(model):
 
 @pytest.mark.parametrize("filler", [0, 259])
 @torch.inference_mode()
-def test_padding_on_the_right_does_not_reach_real_tokens(model, filler):
+def test_padding_on_the_right_does_not_reach_real_tokens(variant, filler):
     rows = [random_tokens(length, seed=length).tolist() for length in (3, 17, 32)]
-    padded = model.hidden(pad_right(rows, filler))
+    padded = variant.hidden(pad_right(rows, filler))
     for number, row in enumerate(rows):
-        alone = model.hidden(torch.tensor([row]))[0]
+        alone = variant.hidden(torch.tensor([row]))[0]
         torch.testing.assert_close(padded[number, : len(row)], alone, atol=2e-5, rtol=1e-5)
 
 
@@ -114,18 +151,18 @@ def test_a_layout_reads_several_continuations_of_one_beginning_at_once(model, dt
 
 
 @torch.inference_mode()
-def test_with_and_without_a_cache_the_activations_agree(model):
+def test_with_and_without_a_cache_the_activations_agree(variant):
     tokens = random_tokens(2, 20)
-    torch.testing.assert_close(model.hidden(tokens, model.new_state(2, 20)), model.hidden(tokens), atol=0, rtol=0)
+    torch.testing.assert_close(variant.hidden(tokens, variant.new_state(2, 20)), variant.hidden(tokens), atol=0, rtol=0)
 
 
-def test_gradients_are_the_same_with_and_without_a_cache(model):
+def test_gradients_are_the_same_with_and_without_a_cache(variant):
     tokens = random_tokens(2, 9)
     gradients = []
-    for state in (None, model.new_state(2, 9)):
-        model.zero_grad()
-        model.logits(model.hidden(tokens, state)).logsumexp(-1).sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for state in (None, variant.new_state(2, 9)):
+        variant.zero_grad()
+        variant.logits(variant.hidden(tokens, state)).logsumexp(-1).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in variant.parameters()])
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
@@ -143,11 +180,11 @@ def test_pad_right():
 
 
 @torch.inference_mode()
-def test_bfloat16_is_near_float32(model):
+def test_bfloat16_is_near_float32(variant):
     tokens = random_tokens(2, 48)
-    exact, _ = model.forward(tokens)
-    model.compute_dtype = torch.bfloat16
-    rough, state = model.forward(tokens)
+    exact, _ = variant.forward(tokens)
+    variant.compute_dtype = torch.bfloat16
+    rough, state = variant.forward(tokens)
     assert rough.dtype == torch.float32
     assert state.keys[0].dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: 0.4 % a rounding, and some tens of roundings on the way.
@@ -155,8 +192,8 @@ def test_bfloat16_is_near_float32(model):
     cosine = torch.nn.functional.cosine_similarity(rough, exact, dim=-1)
     assert float(cosine.min()) > 0.99
     # The two attention paths of bfloat16 (whole sequence, cached) agree among themselves.
-    pieces, state = model.forward(tokens[:, :40])
-    rest, _ = model.forward(tokens[:, 40:], state)
+    pieces, state = variant.forward(tokens[:, :40])
+    rest, _ = variant.forward(tokens[:, 40:], state)
     assert float((torch.cat([pieces, rest], 1) - exact).norm() / exact.norm()) < 0.05
 
 
@@ -175,17 +212,20 @@ def test_gradients_of_a_bfloat16_pass_are_float32(tiny_transformer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_inference_copy_shares_nothing_and_changes_nothing(model, dtype):
-    model.compute_dtype = dtype
-    before = copy.deepcopy(model.state_dict())
+def test_an_inference_copy_shares_nothing_and_changes_nothing(variant, dtype):
+    variant.compute_dtype = dtype
+    before = copy.deepcopy(variant.state_dict())
     tokens = random_tokens(1, 12)
-    twin = model.inference_copy()
+    twin = variant.inference_copy()
     assert all(parameter.dtype == dtype and not parameter.requires_grad for parameter in twin.parameters())
-    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in model.parameters())
-    torch.testing.assert_close(twin.forward(tokens)[0], model.forward(tokens)[0], atol=0, rtol=0)
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in variant.parameters())
+    # Without gradients another kernel takes a learned bias; and a router's weights are rounded in the copy.
+    exact = variant.config.positions != "relative" and variant.config.experts is None
+    tolerance = 0.0 if exact else 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(twin.forward(tokens)[0], variant.forward(tokens)[0], atol=tolerance, rtol=0)
     for parameter in twin.parameters():
         parameter.zero_()
-    torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
+    torch.testing.assert_close(variant.state_dict(), before, atol=0, rtol=0)
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

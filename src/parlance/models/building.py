@@ -7,6 +7,7 @@ from parlance.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from parlance.models.feedforward import FeedForwardConfig, FeedForwardModel
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.recurrent import Recurrent, RecurrentConfig
+from parlance.models.recurrent_attention import RecurrentAttention, RecurrentAttentionConfig
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_config import TransformerConfig
 
@@ -23,4 +24,6 @@ def build(config: Any) -> NeuralLanguageModel:
         return FeedForwardModel(config)
     if isinstance(config, EncoderDecoderConfig):
         return EncoderDecoder(config)
+    if isinstance(config, RecurrentAttentionConfig):
+        return RecurrentAttention(config)
     raise TypeError(f"no network is made from a {type(config).__name__}")

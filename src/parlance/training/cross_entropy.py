@@ -57,7 +57,7 @@ class _LossWithGradients(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # Not kept, so that autograd takes these tensors over instead of copying them.
         gradients, ctx.gradients = ctx.gradients, None

@@ -91,3 +91,10 @@ def test_other_models_are_not_written_as_bloom():
     plain = read_values(BLOOM_560M).model_dump()
     for change in ({"activation": "gelu"}, {"embedding_norm": False}, {"alibi_bias_max": 4.0}, {"mlp_width": 512}):
         assert family_for(TransformerConfig(**plain | change)).name != "bloom", change
+
+
+def test_what_a_missing_field_means():
+    peer = transformers.BloomConfig()
+    config = read_values({"model_type": "bloom", "vocab_size": 97, "hidden_size": 48, "n_layer": 2, "n_head": 4})
+    assert config.norm_epsilon == peer.layer_norm_epsilon
+    assert config.tie_embeddings == peer.tie_word_embeddings

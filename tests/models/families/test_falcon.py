@@ -191,3 +191,10 @@ def test_other_models_are_not_written_as_falcon():
         {"sliding_window": 16},
     ):
         assert family_for(TransformerConfig(**plain | change)).name != "falcon", change
+
+
+def test_what_a_missing_field_means():
+    """As in `transformers`: 7B's form."""
+    sizes = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
+    peer = transformers.FalconConfig(**sizes)
+    assert read_values({"model_type": "falcon", **sizes}) == read_values({"model_type": "falcon", **peer.to_dict()})

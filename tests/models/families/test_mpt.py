@@ -157,3 +157,10 @@ def test_what_transformers_would_ignore_is_not_written_as_mpt(change, tmp_path):
 def test_what_cannot_be_honoured_is_named(values, name):
     with pytest.raises(UserError, match=name):
         read_values(values)
+
+
+def test_what_a_missing_field_means():
+    """As in `transformers`."""
+    sizes = {"vocab_size": 97, "d_model": 48, "n_layers": 2, "n_heads": 6}
+    peer = transformers.MptConfig(**sizes)
+    assert read_values({"model_type": "mpt", **sizes}) == read_values({"model_type": "mpt", **peer.to_dict()})

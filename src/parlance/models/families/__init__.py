@@ -33,5 +33,6 @@ FAMILIES: tuple[Family, ...] = (
     own.CONVOLUTIONAL,
     own.FEEDFORWARD,
     own.ENCODER_DECODER,
+    own.RECURRENT_ATTENTION,
 )
 """In the order in which they are tried for a model that several could express."""

@@ -16,6 +16,7 @@ from parlance.models.encoder_decoder import EncoderDecoderConfig
 from parlance.models.families.family import BOOKKEEPING, ConfigReader, Entry, Family, Values, same
 from parlance.models.feedforward import FeedForwardConfig
 from parlance.models.recurrent import RecurrentConfig
+from parlance.models.recurrent_attention import RecurrentAttentionConfig
 from parlance.models.transformer_config import TransformerConfig
 
 
@@ -42,3 +43,4 @@ RECURRENT = own_family("recurrent", RecurrentConfig)
 CONVOLUTIONAL = own_family("convolutional", ConvolutionalConfig)
 FEEDFORWARD = own_family("feedforward", FeedForwardConfig)
 ENCODER_DECODER = own_family("encoder-decoder", EncoderDecoderConfig)
+RECURRENT_ATTENTION = own_family("recurrent-attention", RecurrentAttentionConfig)
