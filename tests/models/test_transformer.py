@@ -150,6 +150,21 @@ def test_a_layout_reads_several_continuations_of_one_beginning_at_once(model, dt
     torch.testing.assert_close(together[:, 15:], second[:, 9:], atol=tolerance, rtol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [{}, {"positions": "alibi"}, {"sliding_window": 9}], ids=str)
+@torch.inference_mode()
+def test_packed_documents_by_number_or_by_mask(tiny_transformer, parts):
+    model = tiny_transformer(heads=4, kv_heads=2, head_width=8, **parts)
+    lengths = [[20, 12, 8], [1, 30, 9]]
+    documents = torch.tensor([[number for number, n in enumerate(row) for _ in range(n)] for row in lengths])
+    positions = torch.tensor([[place for n in row for place in range(n)] for row in lengths])
+    tokens = random_tokens(2, 40)
+    by_number = model.hidden(tokens, layout=Layout(positions, None, documents))
+    by_mask = model.hidden(tokens, layout=Layout(positions, Layout(positions, None, documents).dense_mask()))
+    torch.testing.assert_close(by_number, by_mask, atol=2e-5, rtol=1e-5)
+    alone = model.hidden(tokens[:1, 20:32])
+    torch.testing.assert_close(by_number[:1, 20:32], alone, atol=2e-5, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_with_and_without_a_cache_the_activations_agree(variant):
     tokens = random_tokens(2, 20)

@@ -209,7 +209,7 @@ def ranked_batch(examples: Sequence[RankedExample]) -> RankedBatch:
 def pairwise_objective(model: RewardModel, batch: RankedBatch) -> LossTerms:
     """Sum over prompts of the mean over that prompt's pairs of -log sigmoid(r_winner - r_loser)."""
     device = model.transformer.device
-    layout = Layout(batch.layout.positions.to(device), batch.layout.mask.to(device))
+    layout = Layout(batch.layout.positions.to(device), batch.layout.dense_mask().to(device))
     hidden = model.transformer.hidden(batch.tokens.to(device), layout=layout)
     scores = F.linear(hidden[batch.rows, batch.ends].float(), model.score.weight).squeeze(-1)
     margins = scores[batch.winners] - scores[batch.losers]

@@ -21,10 +21,14 @@ from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model
 from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
+from parlance.models.masked import MaskedLanguageModel
 from parlance.models.neural import NeuralLanguageModel
+from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
 from parlance.text.tokenizers import Tokenizer
 
+MASK = "[MASK]"
+"""The mask of tokenizers that were made for encoders."""
 MOST_ADVANCED = ("policy", "sft", "base", "ngram")
 """A run directory stands for the first of these it holds."""
 
@@ -147,4 +151,20 @@ def load(path: str | Path, device: str = "auto") -> Model:
     if isinstance(model, NeuralLanguageModel):
         model.compute_dtype = dtype
         model = model.to(place).requires_grad_(False)
-    return Model(model, Tokenizer.load(folder), folder)
+    tokenizer = Tokenizer.load(folder)
+    if isinstance(model, Transformer) and not model.config.causal:
+        model = _masked(model, tokenizer, config.get("mask_token_id"), folder)
+    return Model(model, tokenizer, folder)
+
+
+def _masked(encoder: Transformer, tokenizer: Tokenizer, mask: object, folder: Path) -> MaskedLanguageModel:
+    """The language model that an encoder makes. Raises UserError where nothing says which token is the mask."""
+    if mask is None and MASK in tokenizer.special_tokens:
+        mask = tokenizer.special_id(MASK)
+    if not isinstance(mask, int):
+        raise UserError(
+            f"{folder} is an encoder, and nothing says which token hides another: its tokenizer has no {MASK}, and its "
+            "config.json no mask_token_id"
+        )
+    before, after = tokenizer.surrounding
+    return MaskedLanguageModel(encoder, vocab_size=tokenizer.vocab_size, mask_token=mask, before=before, after=after)

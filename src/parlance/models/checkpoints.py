@@ -244,10 +244,14 @@ def checkpoint_values(
     end_of_text: int,
     pad: int,
     end_of_turn: int | None = None,
+    mask: int | None = None,
     family: Family | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Values:
-    """`config.json` of a model: the fields of its family, and the token ids that other programs need."""
+    """`config.json` of a model: the fields of its family, and the token ids that programs need.
+
+    `mask` is that of an encoder; None: what the tokenizer beside it calls [MASK], if anything.
+    """
     family = family or family_for(config)
     return {
         "architectures": [family.architectures[0]],
@@ -257,6 +261,7 @@ def checkpoint_values(
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text if end_of_turn is None else [end_of_turn, end_of_text],
         "pad_token_id": pad,
+        **({} if mask is None else {"mask_token_id": mask}),
     }
 
 
@@ -289,10 +294,19 @@ def write_checkpoint(
 
 
 def save_model(
-    folder: Path, model: NeuralLanguageModel, *, end_of_text: int, pad: int, end_of_turn: int | None = None
+    folder: Path,
+    model: NeuralLanguageModel,
+    *,
+    end_of_text: int,
+    pad: int,
+    end_of_turn: int | None = None,
+    mask: int | None = None,
 ) -> None:
-    """Write a checkpoint folder; a decoder's opens with `transformers.AutoModelForCausalLM`."""
+    """Write a checkpoint folder; a decoder's opens with `transformers.AutoModelForCausalLM`. See `checkpoint_values`
+    for the token ids."""
     config = model.config
     family = family_for(config)
-    values = checkpoint_values(config, end_of_text=end_of_text, pad=pad, end_of_turn=end_of_turn, family=family)
+    values = checkpoint_values(
+        config, end_of_text=end_of_text, pad=pad, end_of_turn=end_of_turn, mask=mask, family=family
+    )
     write_checkpoint(folder, values, checkpoint_tensors(family.table(config), dict(model.named_parameters())))

@@ -65,11 +65,11 @@ class WindowLayer(nn.Module):
     def __init__(self, config: FeedForwardConfig) -> None:
         super().__init__()
         self.in_proj = Linear(config.context * config.token_width, config.width, bias=True)
-        scale = nearness(config.context).repeat_interleave(config.token_width)
-        self.register_buffer("scale", scale, persistent=False)
+        self.context, self.token_width = config.context, config.token_width
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.in_proj(x * self.get_buffer("scale").to(x.dtype)).tanh()  # type: ignore[no-any-return]
+        scale = nearness(self.context).repeat_interleave(self.token_width).to(x)
+        return self.in_proj(x * scale).tanh()  # type: ignore[no-any-return]
 
 
 class ResidualLayer(nn.Module):

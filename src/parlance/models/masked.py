@@ -56,7 +56,7 @@ class MaskedLanguageModel:
     ) -> None:
         """`vocab_size` V is the tokenizer's; `mask_token` a row of the embedding, which may lie beyond V.
 
-        `before` and `after` are put around every text (BERT: [CLS] and [SEP]).
+        `before` and `after` are put around every text (BERT: [CLS] and [SEP]); one that begins with `before` keeps it.
         Raises UserError where `encoder` is a decoder, or has no row for one of the tokens.
         """
         if encoder.config.causal:
@@ -125,12 +125,13 @@ class MaskedLanguageModel:
         device = self.encoder.device
         out: list[Tensor] = []
         for first, stop in _batches([len(row) + len(self.before) + len(self.after) for row in rows]):
-            wrapped = [[*self.before, *row, *self.after] for row in rows[first:stop]]
+            fronts = [() if tuple(row[: len(self.before)]) == self.before else self.before for row in rows[first:stop]]
+            wrapped = [[*front, *row, *self.after] for front, row in zip(fronts, rows[first:stop], strict=True)]
             tokens = pad_right(wrapped, self.mask_token).to(device)
             lengths = torch.tensor([len(row) for row in wrapped], device=device)
             layout = padding_layout(torch.arange(tokens.shape[1], device=device) < lengths[:, None], causal=False)
             hidden = self.encoder.hidden(tokens, layout=layout)
-            at = [(n, t + len(self.before)) for n, ts in enumerate(places[first:stop]) for t in ts]
+            at = [(n, t + len(fronts[n])) for n, ts in enumerate(places[first:stop]) for t in ts]
             if at:
                 n, t = torch.tensor(at, device=device).T
                 out.append(self.encoder.logits(hidden[n, t])[:, : self.vocab_size].float())

@@ -24,6 +24,8 @@ from parlance.models.ngram_trie import build_trie, unpacked_words
 
 _NEVER = -99.0
 """How ARPA files write the log-probability of <s>."""
+_SEPARATORS = frozenset(" \t\n\r\0")
+"""What ends a word for KenLM; other white space is part of words."""
 _LINES = 1 << 16
 """Lines that are held at a time."""
 
@@ -36,7 +38,7 @@ def write_arpa(model: NGramModel, path: Path, words: Sequence[str]) -> None:
     spelling = [*words, "<s>"]
     if model.config.end_of_text is not None:
         spelling[model.config.end_of_text] = "</s>"
-    if len(set(spelling)) != model.vocab_size + 1 or any(word.split() != [word] for word in spelling):
+    if len(set(spelling)) != model.vocab_size + 1 or any(not word or _SEPARATORS & set(word) for word in spelling):
         raise UserError(f"ARPA needs {model.vocab_size} distinct words without white space, none of them <s>")
     write_file(path, lambda file: _write(model, spelling, file))
 

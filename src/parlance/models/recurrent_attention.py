@@ -126,7 +126,8 @@ class EncoderLayer(nn.Module):
         places = mirrored.expand_as(x)
         ahead, _, _ = self.rightwards(x, zero, zero)
         back, _, _ = self.leftwards(x.gather(1, places), zero, zero)
-        return ahead + back.gather(1, places) - x  # both have added x
+        out: Tensor = ahead + back.gather(1, places) - x  # both have added x
+        return out
 
 
 class SourceAttention(nn.Module):
@@ -162,7 +163,7 @@ class SourceAttention(nn.Module):
             return _additive_contexts(queries, *arguments)
         parts = [
             checkpoint(_additive_contexts, part, *arguments, use_reentrant=False)
-            for part in queries.split(rows, dim=1)
+            for part in torch.split(queries, rows, dim=1)
         ]
         return torch.cat(parts, dim=1)
 
@@ -259,8 +260,8 @@ class RecurrentAttention(ConditionalLanguageModel):
         for layer in self.encoder_layers:
             x = layer(x, mirrored.unsqueeze(-1))
         encoded = self.encoder_norm(x)
-        projections = [layer.attention.k_proj for layer in self.decoder_layers]
-        keys = [project(encoded) for project in projections if project is not None]  # type: ignore[operator]
+        projections = [module.k_proj for module in self.modules() if isinstance(module, SourceAttention)]
+        keys = [project(encoded) for project in projections if project is not None]
         return Source(encoded, keys, mask)
 
     def new_state(self, batch: int, capacity: int, memory: Source | None = None) -> DecoderState:  # noqa: ARG002
@@ -282,7 +283,7 @@ class RecurrentAttention(ConditionalLanguageModel):
         if self.feed_proj is None:
             return self.norm(self._stack(x, state))  # type: ignore[no-any-return]
         outputs = []
-        for step in x.split(1, dim=1):
+        for step in torch.split(x, 1, dim=1):
             output = self.norm(self._stack(step + self.feed_proj(state.fed).unsqueeze(1), state))
             state.fed = output[:, 0]
             outputs.append(output)

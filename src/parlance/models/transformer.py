@@ -139,7 +139,8 @@ class Transformer(NeuralLanguageModel):
         tokens = tokens.to(self.device)
         B, T = tokens.shape
         device = tokens.device
-        slots, seen = None, None  # seen (B|1, T, S) bool
+        slots, documents = None, None
+        seen = None  # (B|1, T, S) bool
         if state is not None:
             positions = state.lengths.unsqueeze(1) + torch.arange(T, device=device)
             used = int(positions[:, -1].max()) + 1
@@ -156,7 +157,11 @@ class Transformer(NeuralLanguageModel):
         elif layout is not None:
             if self.config.dilated_segments:
                 raise UserError("dilated attention reads whole sequences in plain order: no packed or padded rows")
-            positions, seen, length = layout.positions, layout.mask, T
+            positions, length = layout.positions, T
+            if layout.documents is not None and self.config.masks_nothing_else:
+                documents = layout.documents
+            else:
+                seen = layout.dense_mask()
         else:
             positions, length = torch.arange(T, device=device).unsqueeze(0), T
         keys_at = positions if slots is None or seen is None else torch.arange(slots.longest, device=device)[None]
@@ -170,7 +175,7 @@ class Transformer(NeuralLanguageModel):
             mask = full if self.config.window(number) is None else windowed
             cache = None if state is None else (state.keys[number], state.values[number])
             source = None if memory is None else (memory.keys[number], memory.values[number], attended)
-            x = layer(x, rotary, mask, cache, slots, source)
+            x = layer(x, rotary, mask, cache, slots, source, documents)
         if state is not None:
             state.lengths = state.lengths + T
         return x if self.norm is None else self.norm(x)

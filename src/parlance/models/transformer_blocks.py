@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parlance.core.errors import UserError
-from parlance.models.attention import alibi_attention, causal_attention, sliding_window_attention
+from parlance.models.attention import (
+    alibi_attention,
+    causal_attention,
+    document_attention,
+    sliding_window_attention,
+)
 from parlance.models.dilated_attention import dilated_attention, dilated_step
 from parlance.models.key_value_cache import CacheSlots
 from parlance.models.mixture_of_experts import MixtureOfExperts
@@ -30,8 +35,21 @@ from parlance.models.transformer_config import TransformerConfig
 class Layout:
     """Where tokens stand and what each may attend to, where that is not plain order from the left."""
 
-    positions: Tensor  # (B, T) int64
-    mask: Tensor  # (B, T, T) bool: may position t attend to s?
+    positions: Tensor
+    """(B, T) int64."""
+    mask: Tensor | None
+    """(B, T, T) bool: may position t attend to s? None: `documents` says it."""
+    documents: Tensor | None = None
+    """(B, T) int64: the document of each position, of rows packed with several; each sees its own past alone."""
+
+    def dense_mask(self) -> Tensor:
+        """`mask`, made of `documents` where it is not there."""
+        if self.mask is not None:
+            return self.mask
+        assert self.documents is not None
+        T = self.documents.shape[1]
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        return same & torch.ones(T, T, dtype=torch.bool, device=same.device).tril()
 
 
 def padding_layout(mask: Tensor, *, causal: bool = True) -> Layout:
@@ -143,6 +161,7 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: tuple[Tensor, Tensor] | None = None,
         slots: CacheSlots | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Self-attention. `mask` (B|1, H|1, T, S), bool or added to the scores; None: plain order."""
         q = self.queries(x)
@@ -155,7 +174,9 @@ class Attention(nn.Module):
             values[slots.rows, :, slots.positions] = v.transpose(1, 2)
             if slots.continued:
                 k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
-        if mask is None and self.causal:
+        if documents is not None:
+            y = document_attention(q, k, v, documents, self.scale)
+        elif mask is None and self.causal:
             y = self._plain(q, k, v)
         elif self.segments and slots is not None:
             y = dilated_step(q, k, v, slots.positions, self.segments, self.scale)
@@ -246,18 +267,19 @@ class Block(nn.Module):
         cache: tuple[Tensor, Tensor] | None = None,
         slots: CacheSlots | None = None,
         memory: tuple[Tensor, Tensor, Tensor | None] | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """x (B, T, D) to (B, T, D). `memory`: keys, values and mask of cross-attention."""
         first, second = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
             a = first(x)
             m = a if second is None else second(x)
-            return x + self.self_attn(a, rotary, mask, cache, slots) + self.mlp(m)  # type: ignore[no-any-return]
+            return x + self.self_attn(a, rotary, mask, cache, slots, documents) + self.mlp(m)  # type: ignore[no-any-return]
         assert second is not None
         if self.post:
-            x = first(x + self.self_attn(x, rotary, mask, cache, slots))
+            x = first(x + self.self_attn(x, rotary, mask, cache, slots, documents))
         else:
-            x = x + self.self_attn(first(x), rotary, mask, cache, slots)
+            x = x + self.self_attn(first(x), rotary, mask, cache, slots, documents)
         if self.cross_attn is not None and self.cross_layernorm is not None and memory is not None:
             if self.post:
                 x = self.cross_layernorm(x + self.cross_attn.cross(x, *memory))

@@ -241,6 +241,12 @@ class TransformerConfig(Config):
         alibi = self.positions == "alibi" and (self.alibi_before_scaling or self.sliding_window is not None)
         return alibi or self.positions == "relative"
 
+    @property
+    def masks_nothing_else(self) -> bool:
+        """Whether what a token sees is all that is before it in its document."""
+        plain = self.causal and self.sliding_window is None and not self.dilated_segments
+        return plain and self.positions not in ("alibi", "relative")
+
     def has_experts(self, layer: int) -> bool:
         """Whether block `layer` (from 0) has experts."""
         return self.experts is not None and (layer + 1) % self.expert_every == 0

@@ -177,7 +177,9 @@ def _save(out: Path, model: NeuralLanguageModel, tokenizer: Tokenizer, *, chats:
     tokenizer.save(out)
     # Other programs stop where these files say: a model that chats ends its turn, it does not end the text.
     end_of_turn = tokenizer.end_of_turn if chats else None
-    save_model(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn)
+    # An encoder's mask is the row behind the tokenizer's vocabulary.
+    mask = tokenizer.vocab_size if isinstance(model, Transformer) and not model.config.causal else None
+    save_model(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn, mask=mask)
 
 
 def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:

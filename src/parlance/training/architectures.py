@@ -7,7 +7,7 @@ A kind is one entry of `ARCHITECTURES`; what a model is made of stands in `model
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,34 @@ from parlance.core.artifacts import os_errors
 from parlance.core.config import Config, parse_config
 from parlance.core.errors import UserError
 from parlance.models.convolutional import ConvolutionalConfig
+from parlance.models.encoder_decoder import EncoderDecoderConfig
 from parlance.models.feedforward import FeedForwardConfig
 from parlance.models.recurrent import RecurrentConfig
+from parlance.models.recurrent_attention import RecurrentAttentionConfig
 from parlance.models.transformer_config import TransformerConfig
+from parlance.training.denoising import sentinels_needed
 from parlance.training.rates import LearningRates
 
-Kind = Literal["transformer", "recurrent", "convolutional", "feedforward", "encoder"]
+Kind = Literal[
+    "transformer",
+    "recurrent",
+    "convolutional",
+    "feedforward",
+    "encoder",
+    "encoder-decoder",
+    "recurrent-attention",
+]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What every kind of model is asked to be."""
+
+    layers: int
+    width: int
+    vocab_size: int
+    """Of the tokenizer."""
+    context_length: int
 
 
 @dataclass(frozen=True)
@@ -35,13 +57,18 @@ class Architecture:
     """Sizes to choose from, smallest first: (layers, width)."""
     rates: LearningRates
     """Peak learning rates that suit it."""
-    derived: Callable[[int, Mapping[str, Any]], dict[str, Any]]
-    """Fields that follow from the width, and from the fields that the user set."""
+    values: Callable[[Sizes, Mapping[str, Any]], dict[str, Any]]
+    """The configuration's fields, from sizes and the fields that the user set."""
     task: Literal["next-token", "masked", "denoising"] = "next-token"
     """What it is trained for."""
 
 
-def _transformer(width: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(sizes) | dict(fields)
+
+
+def _heads(width: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Heads that share the width."""
     head_width = fields.get("head_width", 64)
     if "heads" in fields:
         return {"head_width": width // fields["heads"]}
@@ -50,31 +77,82 @@ def _transformer(width: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"heads": width // head_width}
 
 
-def _encoder(width: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """BERT's parts, so that other programs open the result."""
-    return _transformer(width, fields) | {
-        "causal": False,
-        "positions": "learned",
-        "norm": "layer",
-        "norm_epsilon": 1e-12,
-        "norm_placement": "post",
-        "final_norm": False,
-        "embedding_norm": True,
-        "qk_norm": False,
-        "activation": "gelu",
-        "gated_mlp": False,
-        "attention_bias": True,
-        "output_bias": True,
-        "mlp_bias": True,
-        "token_types": 2,
-        "tie_embeddings": True,
-        "head_transform": True,
-        "head_bias": True,
-    }
+def _transformer(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(sizes) | _heads(sizes.width, fields) | dict(fields)
 
 
-def _nothing(_width: int, _fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
+def _encoder(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """BERT's parts, so that other programs open the result; one more row, the mask."""
+    return (
+        asdict(sizes)
+        | _heads(sizes.width, fields)
+        | {
+            "vocab_size": sizes.vocab_size + 1,
+            "causal": False,
+            "positions": "learned",
+            "norm": "layer",
+            "norm_epsilon": 1e-12,
+            "norm_placement": "post",
+            "final_norm": False,
+            "embedding_norm": True,
+            "qk_norm": False,
+            "activation": "gelu",
+            "gated_mlp": False,
+            "attention_bias": True,
+            "output_bias": True,
+            "mlp_bias": True,
+            "token_types": 2,
+            "tie_embeddings": True,
+            "head_transform": True,
+            "head_bias": True,
+        }
+        | dict(fields)
+    )
+
+
+_OF_BOTH_STACKS = ("sentinels", "start_token", "empty_source")
+"""Fields of an encoder-decoder that are not those of a stack."""
+
+
+def _denoising_rows(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of the embedding beyond the tokenizer's: sentinels, then one that begins targets and is an empty source."""
+    sentinels = fields.get("sentinels", sentinels_needed(sizes.context_length) + 1)
+    last = sizes.vocab_size + sentinels - 1
+    return {"sentinels": sentinels, "start_token": last, "empty_source": (last,)}
+
+
+def _encoder_decoder(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of T5 1.1, so that other programs open the result.
+
+    Fields are those of both stacks; `encoder` and `decoder` may hold those of one, its number of layers for example.
+    """
+    whole = {"vocab_size": sizes.vocab_size} | _denoising_rows(sizes, fields)
+    whole |= {name: fields[name] for name in _OF_BOTH_STACKS if name in fields}
+    stack = (
+        asdict(sizes)
+        | {"vocab_size": sizes.vocab_size + whole["sentinels"]}
+        | _heads(sizes.width, fields)
+        | {
+            "positions": "relative",
+            "attention_scale": 1.0,
+            "qk_norm": False,
+            "activation": "gelu-tanh",
+        }
+        | {name: value for name, value in fields.items() if name not in (*_OF_BOTH_STACKS, "encoder", "decoder")}
+    )
+    for name, part in (("encoder", {"causal": False}), ("decoder", {"cross_attention": True})):
+        own = fields.get(name, {})
+        if not isinstance(own, Mapping):
+            raise UserError(f"model.{name} is {own!r}; give a mapping of fields, as in a YAML file")
+        whole[name] = stack | part | dict(own)
+    return whole
+
+
+def _recurrent_attention(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """No longest text: the recurrences go on."""
+    values = asdict(sizes) | _denoising_rows(sizes, fields) | dict(fields)
+    del values["context_length"]
+    return values
 
 
 _TRANSFORMER_LADDER = (
@@ -89,15 +167,23 @@ _TRANSFORMER_LADDER = (
     (12, 768),
     (16, 1024),
 )
-_WIDE_LADDER = ((1, 64), (1, 128), (1, 192), (2, 256), (2, 384), (2, 512), (3, 768), (3, 1024), (4, 1536))
+_FEEDFORWARD_LADDER = ((1, 128), (2, 192), (2, 256), (3, 384), (3, 512), (4, 768), (4, 1024), (5, 1280), (6, 1536))
+_CONVOLUTIONAL_LADDER = ((3, 64), (4, 96), (6, 128), (7, 192), (8, 256), (10, 320), (12, 448), (12, 576))
+_RECURRENT_LADDER = ((1, 128), (2, 128), (2, 192), (2, 256), (2, 384), (3, 512), (3, 768), (3, 1024))
 
 ARCHITECTURES: dict[Kind, Architecture] = {
     "transformer": Architecture(TransformerConfig, _TRANSFORMER_LADDER, LearningRates(), _transformer),
-    "recurrent": Architecture(RecurrentConfig, _WIDE_LADDER, LearningRates(), _nothing),
-    "convolutional": Architecture(ConvolutionalConfig, _TRANSFORMER_LADDER, LearningRates(), _nothing),
-    "feedforward": Architecture(FeedForwardConfig, _WIDE_LADDER, LearningRates(), _nothing),
+    "recurrent": Architecture(RecurrentConfig, _RECURRENT_LADDER, LearningRates(), _plain),
+    "convolutional": Architecture(ConvolutionalConfig, _CONVOLUTIONAL_LADDER, LearningRates(matrices=0.05), _plain),
+    "feedforward": Architecture(FeedForwardConfig, _FEEDFORWARD_LADDER, LearningRates(), _plain),
     "encoder": Architecture(
         TransformerConfig, _TRANSFORMER_LADDER, LearningRates(optimizer="adamw"), _encoder, "masked"
+    ),
+    "encoder-decoder": Architecture(
+        EncoderDecoderConfig, _TRANSFORMER_LADDER, LearningRates(), _encoder_decoder, "denoising"
+    ),
+    "recurrent-attention": Architecture(
+        RecurrentAttentionConfig, _RECURRENT_LADDER, LearningRates(), _recurrent_attention, "denoising"
     ),
 }
 
@@ -113,10 +199,7 @@ def configure(
     clash = sorted({"layers", "width", "vocab_size", "context_length", "model_type"} & fields.keys())
     if clash:
         raise UserError(f"model.{clash[0]} is not set there: layers, width and context_length stand by themselves")
-    # An encoder's vocabulary has one more row, of the mask.
-    rows = vocab_size + (1 if architecture.task == "masked" else 0)
-    sizes = {"layers": layers, "width": width, "vocab_size": rows, "context_length": context_length}
-    values = sizes | architecture.derived(width, fields) | dict(fields)
+    values = architecture.values(Sizes(layers, width, vocab_size, context_length), fields)
     return parse_config(architecture.configuration, values, where=f"the {kind} model")
 
 

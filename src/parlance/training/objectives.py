@@ -19,6 +19,8 @@ from parlance.models.transformer import Transformer
 from parlance.models.transformer_blocks import Layout
 from parlance.text.packing import PackedBatch
 
+DENSE_MASK = 1024
+"""Packed rows up to this length are masked by a (T, T) matrix, which compiled code takes; longer ones in blocks."""
 IGNORE = -100
 """Target of a position that is not in the loss."""
 
@@ -106,11 +108,10 @@ def token_batch(tokens: Tensor) -> TokenBatch:
 
 def packed_batch(rows: PackedBatch, device: torch.device) -> TokenBatch:
     """Documents that share rows; none sees another, and each begins at position 0."""
-    documents = torch.from_numpy(rows.documents).to(device)
-    T = documents.shape[1]
-    same = documents[:, :, None] == documents[:, None, :]
-    mask = same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
-    layout = Layout(torch.from_numpy(rows.positions).to(device).long(), mask)
+    documents = torch.from_numpy(rows.documents).to(device).long()
+    layout = Layout(torch.from_numpy(rows.positions).to(device).long(), None, documents)
+    if documents.shape[1] <= DENSE_MASK:
+        layout = Layout(layout.positions, layout.dense_mask())
     return TokenBatch(torch.from_numpy(rows.inputs).to(device), torch.from_numpy(rows.targets).to(device), layout)
 
 

@@ -33,11 +33,12 @@ from parlance.text.token_dataset import TokenDataset
 from parlance.training.architectures import ARCHITECTURES, Kind, configure
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.compilation import WORTH_SECONDS, compile_training
+from parlance.training.denoising import DenoisingTokens
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.objectives import mean_loss
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
-from parlance.training.tasks import NextTokenTask, Task
+from parlance.training.tasks import DenoisingTask, MaskedTokenTask, NextTokenTask, Task
 from parlance.training.trainer import Trainer, TrainingConfig
 
 
@@ -106,9 +107,27 @@ def shape(layers: int, width: int, vocab_size: int, config: PretrainingConfig) -
     )
 
 
-def make_task(config: PretrainingConfig) -> Task:
-    """What the model is trained on."""
-    return NextTokenTask(config.batch_size, config.context_length, config.packing)
+def make_task(config: PretrainingConfig, model: Any, vocab_size: int) -> Task:
+    """What a model of the configuration `model` is trained on; `vocab_size` is the tokenizer's.
+
+    Raises UserError where the two do not fit, or the packing does not.
+    """
+    task = ARCHITECTURES[config.architecture].task
+    if task == "next-token":
+        return NextTokenTask(config.batch_size, config.context_length, config.packing)
+    if config.packing != "stream":
+        raise UserError(f"a model of the kind {config.architecture} reads windows of a stream: set packing=stream")
+    if task == "masked":
+        if model.vocab_size <= vocab_size:
+            raise UserError(
+                f"the encoder has {model.vocab_size} tokens and the tokenizer {vocab_size}: there is none for the mask"
+            )
+        return MaskedTokenTask(config.batch_size, config.context_length, mask_token=vocab_size, vocab_size=vocab_size)
+    # Rows beyond the vocabulary that begin a target or a source are not those of spans.
+    others = [token for token in (model.start_token, *model.empty_source) if token >= model.first_sentinel]
+    sentinels = min([model.vocab_size + model.sentinels, *others]) - model.first_sentinel
+    tokens = DenoisingTokens(model.first_sentinel, sentinels, model.start_token, model.empty_source)
+    return DenoisingTask(config.batch_size, config.context_length, tokens)
 
 
 def _fresh(config: Any, seed: int, device: torch.device) -> NeuralLanguageModel:
@@ -140,10 +159,11 @@ def choose_shape(
 
     Speeds are measured rung by rung, smallest first, and stop at the first rung that is too slow.
     """
-    task = make_task(config)
+    ladder = ARCHITECTURES[config.architecture].ladder
+    task = make_task(config, shape(*ladder[0], vocab_size, config), vocab_size)
     batch, _ = next(task.batches(dataset, 0, None, device))
     chosen, reason = None, ""
-    for layers, width in ARCHITECTURES[config.architecture].ladder:
+    for layers, width in ladder:
         candidate = shape(layers, width, vocab_size, config)
         model = _fresh(candidate, 0, device)
         tokens = seconds / seconds_per_token(model, task.objective, batch)
@@ -199,7 +219,7 @@ def pretrain(
         plan_file.unlink(missing_ok=True)
     say(plan["choices"][0])
 
-    task = make_task(config)
+    task = make_task(config, shape_config, vocab_size)
 
     def start() -> NeuralLanguageModel:
         model = _fresh(shape_config, seed, device)

@@ -8,11 +8,26 @@ task.objective(model, batch)
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parlance.text.packing import Packing
 from parlance.text.token_dataset import TokenDataset
+from parlance.training.denoising import (
+    DenoisingObjective,
+    DenoisingTokens,
+    MaskedTokenObjective,
+    SourceTargetBatch,
+    denoising_batch,
+    mask_tokens,
+)
 from parlance.training.objectives import NextTokenObjective, TokenBatch, packed_batch, token_batch
+
+NOISE = 1
+"""Third number of the seeds of noise, so that they are not those of the order of the windows (seed, epoch)."""
+VALIDATION_SEED = 0
+"""Validation noise is the same in every run: what is compared must not depend on its draws."""
 
 
 class Task(Protocol):
@@ -65,6 +80,66 @@ class NextTokenTask:
         """See `Task`."""
         rows = window_rows(dataset, tokens, self.length)
         return [_to(token_batch(batch), device) for batch in whole_batches(rows, self.batch_size)]
+
+
+class MaskedTokenTask:
+    """Some tokens of each window from all the others: for encoders.
+
+    Windows are those of `NextTokenTask` without their last token. The noise of a batch is a function of the seed and of
+    how many windows were drawn before, so that a resumed run sees the same.
+    """
+
+    def __init__(self, batch_size: int, context_length: int, *, mask_token: int, vocab_size: int) -> None:
+        self.objective = MaskedTokenObjective()
+        self.batch_size, self.length = batch_size, context_length
+        self.mask_token, self.vocab_size = mask_token, vocab_size
+
+    def batches(
+        self, dataset: TokenDataset, seed: int, state: Any, device: torch.device
+    ) -> Iterator[tuple[TokenBatch, Any]]:
+        """See `Task`."""
+        for rows, after in dataset.batches(self.batch_size, self.length, seed=seed, state=state):
+            yield self._batch(rows, _noise(seed, int(after["sample"])), device), after
+
+    def validation(self, dataset: TokenDataset, tokens: int, device: torch.device) -> list[TokenBatch]:
+        """See `Task`; of these tokens, some are to be said."""
+        rows = window_rows(dataset, tokens, self.length)
+        return [
+            self._batch(batch.numpy(), _noise(VALIDATION_SEED, number), device)
+            for number, batch in enumerate(whole_batches(rows, self.batch_size))
+        ]
+
+    def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator, device: torch.device) -> TokenBatch:
+        inputs, targets = mask_tokens(rows[:, :-1], self.mask_token, self.vocab_size, rng)
+        return _to(TokenBatch(torch.from_numpy(inputs), torch.from_numpy(targets)), device)
+
+
+class DenoisingTask:
+    """Windows to continue and windows to repair: for encoder-decoders. Windows and noise as in `MaskedTokenTask`."""
+
+    def __init__(self, batch_size: int, context_length: int, tokens: DenoisingTokens) -> None:
+        self.objective = DenoisingObjective()
+        self.batch_size, self.length, self.tokens = batch_size, context_length, tokens
+
+    def batches(
+        self, dataset: TokenDataset, seed: int, state: Any, device: torch.device
+    ) -> Iterator[tuple[SourceTargetBatch, Any]]:
+        """See `Task`."""
+        for rows, after in dataset.batches(self.batch_size, self.length, seed=seed, state=state):
+            yield denoising_batch(rows[:, :-1], self.tokens, _noise(seed, int(after["sample"]))).to(device), after
+
+    def validation(self, dataset: TokenDataset, tokens: int, device: torch.device) -> list[SourceTargetBatch]:
+        """See `Task`; source and target share these tokens."""
+        rows = window_rows(dataset, tokens, self.length)
+        return [
+            denoising_batch(batch[:, :-1].numpy(), self.tokens, _noise(VALIDATION_SEED, number)).to(device)
+            for number, batch in enumerate(whole_batches(rows, self.batch_size))
+        ]
+
+
+def _noise(seed: int, position: int) -> np.random.Generator:
+    """The generator for the batch that ends at a position of the data."""
+    return np.random.default_rng([seed, position, NOISE])
 
 
 def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:

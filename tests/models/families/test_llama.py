@@ -45,14 +45,21 @@ def theta(value: float) -> dict[str, Any]:
 CASES: dict[str, tuple[type, dict[str, Any], str]] = {
     "llama": (transformers.LlamaConfig, {"num_key_value_heads": 4}, "llama"),
     "llama, grouped, tied": (transformers.LlamaConfig, theta(300.0) | {"tie_word_embeddings": True}, "llama"),
-    "llama, biases": (transformers.LlamaConfig, {"attention_bias": True, "mlp_bias": True}, "llama"),
-    "llama, wide heads": (transformers.LlamaConfig, {"head_dim": 16, "num_key_value_heads": 1}, "llama"),
+    "llama, biases, wide heads": (
+        transformers.LlamaConfig,
+        {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "num_key_value_heads": 1},
+        "llama",
+    ),
     "mistral": (transformers.MistralConfig, {"sliding_window": 5}, "mistral"),
     "mistral, no window": (transformers.MistralConfig, {"sliding_window": None}, "llama"),
     "qwen2": (transformers.Qwen2Config, {}, "qwen2"),
     "qwen2, window": (transformers.Qwen2Config, WINDOW | {"max_window_layers": 1}, "qwen2"),
-    "qwen3": (transformers.Qwen3Config, {"head_dim": 16, "tie_word_embeddings": True}, "qwen3"),
-    "qwen3, biases": (transformers.Qwen3Config, {"head_dim": 8, "attention_bias": True}, "qwen3"),
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 16, "num_hidden_layers": 1}, "qwen3"),
+    "qwen3, biases, tied": (
+        transformers.Qwen3Config,
+        {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+        "qwen3",
+    ),
     "qwen3, window": (transformers.Qwen3Config, WINDOW | {"head_dim": 8, "max_window_layers": 2}, "qwen3"),
     "qwen3, window in turns": (
         transformers.Qwen3Config,

@@ -33,7 +33,7 @@ TINY = {
 QWEN = {"moe_intermediate_size": 24, "num_experts": 5, "num_experts_per_tok": 3, "head_dim": 16}
 
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
-    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 3}),
+    "mixtral": (transformers.MixtralConfig, {"num_local_experts": 3, "num_hidden_layers": 1}),
     "mixtral, window": (transformers.MixtralConfig, {"num_experts_per_tok": 1, "sliding_window": 5}),
     "qwen3_moe": (transformers.Qwen3MoeConfig, QWEN),
     "qwen3_moe, normalised, in turns": (

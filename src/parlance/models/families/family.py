@@ -149,6 +149,7 @@ BOOKKEEPING = frozenset(
         "bos_token_id",
         "dtype",
         "eos_token_id",
+        "mask_token_id",
         "model_type",
         "pad_token_id",
         "reward_mean",

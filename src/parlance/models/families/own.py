@@ -35,7 +35,7 @@ def own_family(name: str, kind: type[Config]) -> Family:
             model = build(config)
         return [same(name, name) for name, _ in model.named_parameters()]
 
-    return Family(f"parlance-{name}", (f"Parlance{name.title()}",), read, write, table)
+    return Family(f"parlance-{name}", (f"Parlance{name.title().replace('-', '')}",), read, write, table)
 
 
 TRANSFORMER = own_family("transformer", TransformerConfig)
