@@ -26,6 +26,7 @@ from parlance.training.pretraining import (
     seconds_per_token,
     shape,
 )
+from parlance.training.tasks import Task
 from parlance.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -81,6 +82,11 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(Trainer, "step", step)
 
 
+def task_of(config: PretrainingConfig) -> Task:
+    """What a model of one block is trained on."""
+    return make_task(config, shape(1, 64, 260, config), 260)
+
+
 def metrics(folder: Path) -> list[dict]:
     """The rows of the log without what the clock decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -109,7 +115,7 @@ def test_pilots_predict_and_the_run_reaches(run, splits, tmp_path, capsys):
     # Four validations on the way, evenly; the last row is the last step.
     assert [row["step"] for row in metrics(tmp_path / "base")] == [8, 16, 24, 32]
     # The model that comes back is the one that was measured.
-    checks = make_task(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)
+    checks = task_of(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)
     assert mean_loss(result.model, checks) == prediction["reached_loss"]
 
 
@@ -291,7 +297,7 @@ def test_measuring_stops_at_the_first_size_that_is_too_slow(splits, monkeypatch)
 
 
 def test_speed_is_positive_and_leaves_no_gradient(tiny_transformer, splits):
-    model, batch = tiny_transformer(), make_task(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)[0]
+    model, batch = tiny_transformer(), task_of(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)[0]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert 0 < seconds_per_token(model, NextTokenObjective(), batch) < 1
     assert all(value.grad is None for value in model.parameters())
@@ -311,7 +317,7 @@ def test_a_shape_has_heads_of_64():
 
 def test_validation_reads_the_split_in_order_and_each_target_once(splits):
     _, validation = splits
-    batches = make_task(SMALL).validation(validation, SMALL.validation_tokens, CPU)
+    batches = task_of(SMALL).validation(validation, SMALL.validation_tokens, CPU)
     count = (200 // 32) // 2 * 2
     inputs = torch.cat([batch.inputs for batch in batches])
     targets = torch.cat([batch.targets for batch in batches])
@@ -320,7 +326,7 @@ def test_validation_reads_the_split_in_order_and_each_target_once(splits):
     assert targets.flatten().tolist() == validation.tokens[1 : count * 32 + 1].tolist()
     # A split of one window, and one batch larger than the split.
     few = SMALL.model_copy(update={"validation_tokens": 40, "batch_size": 8})
-    (batch,) = make_task(few).validation(validation, few.validation_tokens, CPU)
+    (batch,) = task_of(few).validation(validation, few.validation_tokens, CPU)
     assert tuple(batch.inputs.shape) == (1, 32)
 
 
@@ -380,3 +386,60 @@ def test_packed_documents_do_not_see_each_other(splits, tiny_transformer):
             )
             alone += NextTokenObjective()(model, batch).loss_sum.item()
     assert together.loss_sum.item() == pytest.approx(alone, rel=1e-5)
+
+
+# --- other kinds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "recurrent-attention"])
+def test_noise_is_resumed_exactly(run, splits, tmp_path, monkeypatch, kind):
+    values = {"rates": ARCHITECTURES[kind].rates, "architecture": kind, "pilot_share": 0.0}
+    config = SMALL.model_copy(update=values)
+    whole = run("whole", Budget(steps=9), config)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=9), config)
+    resumed = run("stopped", Budget(steps=9), config, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    # It learns, and by the same measure as the log's.
+    first, *_, last = (row["validation_loss"] for row in metrics(tmp_path / "whole"))
+    assert last < first < math.log(260) + 0.2
+    checks = make_task(config, whole.model.config, 260)
+    measured = mean_loss(whole.model, checks.validation(splits[1], 200, CPU), checks.objective)
+    assert measured < last
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "recurrent-attention"])
+def test_every_kind_is_sized_by_a_time_budget(splits, monkeypatch, kind):
+    monkeypatch.setattr(pretraining, "seconds_per_token", lambda *_arguments: 1e-6)
+    config = SMALL.model_copy(update={"architecture": kind, "layers": None, "width": None})
+    for seconds, rung in ((1e-6, 0), (1e9, -1)):
+        if rung == -1:
+            # The largest are only compared, never made.
+            monkeypatch.setattr(pretraining, "_fresh", lambda *_arguments: Featherweight())
+        chosen, reason = choose_shape(splits[0], config, 260, seconds, CPU)
+        layers, width = ARCHITECTURES[kind].ladder[rung]
+        assert chosen == shape(layers, width, 260, config)
+        assert reason.startswith(f"{layers} layers of width {width}: this machine trains it at 1,000,000 tokens/s")
+
+
+class Featherweight:
+    """A model of one parameter."""
+
+    def matrix_parameters(self) -> int:
+        return 1
+
+
+def test_noise_needs_a_stream_and_rows_of_its_own():
+    for kind in ("encoder", "encoder-decoder"):
+        config = SMALL.model_copy(update={"architecture": kind, "packing": "best-fit"})
+        with pytest.raises(UserError, match=f"a model of the kind {kind} reads windows of a stream: set packing=stre"):
+            task_of(config)
+    encoder = SMALL.model_copy(update={"architecture": "encoder"})
+    with pytest.raises(UserError, match="the encoder has 261 tokens and the tokenizer 300: there is none for the mask"):
+        make_task(encoder, shape(1, 64, 260, encoder), 300)
+    few = SMALL.model_copy(update={"architecture": "recurrent-attention", "model": {"sentinels": 2}})
+    with pytest.raises(UserError, match=r"needs two sentinels or more, and this model has 1: set model\.sentinels"):
+        task_of(few)

@@ -10,11 +10,13 @@ from parlance.cli import options
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A checkpoint folder, a llama2.c .bin file, or a CharRNN folder.")
+        Path,
+        typer.Argument(metavar="SRC", help="A checkpoint folder, .bin of llama2.c, .arpa, or a CharRNN folder."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="The new folder (or, for llama2.c, file).")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The new folder (or file, for llama2c and arpa).")],
     to: Annotated[
-        Literal["huggingface", "llama2c"], typer.Option("--to", help="A folder for transformers, or a llama2.c file.")
+        Literal["huggingface", "llama2c", "arpa"],
+        typer.Option("--to", help="A checkpoint folder, a llama2.c file, or (of an n-gram model) ARPA text."),
     ] = "huggingface",
     family: Annotated[
         str | None, typer.Option("--family", metavar="NAME", help="Write as this family; none: as the source is.")
@@ -31,7 +33,8 @@ def convert(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write a checkpoint in another form: another family, another type of number, several files, or from llama2.c.
+    """Write a checkpoint in another form: another family, another type of number, several files, or from and to
+    llama2.c and ARPA files.
 
     What is written computes what the source computes. Nothing is overwritten.
 
@@ -45,14 +48,19 @@ def convert(
 
     if not source.exists():
         raise UserError(f"there is no {source}; name a checkpoint folder or a model file")
-    if to == "llama2c":
-        from parlance.models.conversion import convert_to_llama2c
+    from parlance.inference.model import resolve_model_folder
+    from parlance.models.conversion import is_foreign
+
+    if not is_foreign(source):
+        source = resolve_model_folder(source)
+    if to != "huggingface":
+        from parlance.models.conversion import convert_to_arpa, convert_to_llama2c
 
         if out.exists():
             raise UserError(f"{out} already exists; choose another name")
         if family is not None or dtype is not None or tokenizer is not None:
             raise UserError("--family, --dtype and --tokenizer belong to --to huggingface")
-        facts = convert_to_llama2c(source, out)
+        facts = (convert_to_llama2c if to == "llama2c" else convert_to_arpa)(source, out)
     else:
         import torch
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from parlance.alignment.reward import Reward
     from parlance.inference.sampling import SamplingConfig
+    from parlance.models.ngram_smoothing import NGramTraining
     from parlance.pipeline.recipe import Recipe
     from parlance.text.preparation import PreparationConfig
     from parlance.text.tokenizers import Tokenizer
@@ -274,14 +275,23 @@ def text_file(path: Path) -> str:
         raise UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}") from error
 
 
+def training_for(model: str, order: int | None, assignments: Sequence[str]) -> "PretrainingConfig | NGramTraining":
+    """The settings for `--model`, with --order and --set applied."""
+    from parlance.core.config import override
+    from parlance.models.ngram_smoothing import NGramTraining
+
+    if model == "ngram":
+        base = NGramTraining() if order is None else NGramTraining(order=order)
+        return override(base, assignments)
+    return override(pretraining_for(model), assignments)
+
+
 def pretraining_for(model: str) -> "PretrainingConfig":
-    """The settings for `--model`: those of a kind of model, or of the YAML file that describes one."""
+    """The settings of a kind of network, or of the YAML file that describes one."""
     from parlance.core.config import parse_config
     from parlance.training.architectures import ARCHITECTURES, read_model_file
     from parlance.training.pretraining import PretrainingConfig, pretraining_config
 
-    if model == "ngram":
-        return PretrainingConfig()
     for kind in ARCHITECTURES:
         if model == kind:
             return pretraining_config(kind)

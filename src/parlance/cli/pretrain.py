@@ -47,17 +47,17 @@ def pretrain(
     """
     from parlance.cli import inputs, invocation, output
     from parlance.cli.stage_folder import StageFolder
-    from parlance.core.config import override
     from parlance.core.errors import UserError
     from parlance.core.metrics import MetricsLog
+    from parlance.models.ngram_smoothing import NGramTraining
     from parlance.pipeline.stages import make_base, make_ngram
     from parlance.text.token_dataset import tokenize_corpus
 
     inputs.corpus_folder(corpus)
-    config = override(inputs.pretraining_for(model), assignments or [])
-    if model == "ngram":
-        if budget is not None or steps is not None or assignments:
-            raise UserError("--model ngram takes no --budget, --steps or --set; its one choice is --order")
+    config = inputs.training_for(model, order, assignments or [])
+    if isinstance(config, NGramTraining):
+        if budget is not None or steps is not None:
+            raise UserError("--model ngram takes no --budget and no --steps: it is counted once")
         limit = None
     elif order is not None:
         raise UserError("--order belongs to --model ngram")
@@ -71,9 +71,10 @@ def pretrain(
             encoder = inputs.tokenizer_for(tokenizer, corpus, out / "tokenizer")
             if not (out / "tokens" / "dataset.json").exists():
                 tokenize_corpus(corpus, encoder, out / "tokens")
-            if limit is None:
-                facts = make_ngram(out / "tokens", encoder, out / "ngram", order or 5)
+            if isinstance(config, NGramTraining):
+                facts = make_ngram(out / "tokens", encoder, out / "ngram", config)
             else:
+                assert limit is not None
                 log = MetricsLog(out / "metrics.jsonl")
                 facts = make_base(
                     out / "tokens", encoder, out, config, limit, metrics=log, seed=seed, device=place, resume=resume

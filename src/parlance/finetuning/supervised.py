@@ -18,11 +18,12 @@ from parlance.finetuning.demonstrations import Demonstration
 from parlance.models.padding import pad_right
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import encode_chat
+from parlance.text.packing import IGNORE
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
-from parlance.training.objectives import IGNORE, NextTokenObjective, TokenBatch, mean_loss
+from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss
 from parlance.training.optimizers import Optimizer
 from parlance.training.rates import LearningRates, parameter_groups
 from parlance.training.trainer import Trainer, TrainingConfig

@@ -3,8 +3,8 @@
     convert(Path("stories260K.bin"), Path("stories"), tokenizer=Path("tok512.bin"))
     convert(Path("my-model"), Path("half"), dtype=torch.bfloat16, shard_bytes=10**9)
 
-Foreign files are llama2.c's `.bin` and ml5.js's CharRNN folders. What is converted computes the same; a family that
-cannot say a part of the model is refused.
+Foreign files are llama2.c's `.bin`, ARPA n-gram models and ml5.js's CharRNN folders. What is converted computes the
+same; a family that cannot say a part of the model is refused.
 """
 
 import shutil
@@ -16,12 +16,24 @@ import torch
 from parlance.core.artifacts import atomic_directory, os_errors, write_json
 from parlance.core.errors import UserError
 from parlance.models.character_rnn import read_character_rnn
-from parlance.models.checkpoints import checkpoint_tensors, family_for, load_model, read_config, read_values
+from parlance.models.checkpoints import (
+    NGRAM,
+    checkpoint_tensors,
+    family_for,
+    load_model,
+    read_config,
+    read_values,
+)
+from parlance.models.contract import LanguageModel
 from parlance.models.llama2c import read_llama2c, write_llama2c
 from parlance.models.neural import NeuralLanguageModel
+from parlance.models.ngram import NGramModel
+from parlance.models.ngram_arpa import read_arpa, write_arpa
 from parlance.models.tensor_files import SHARD_BYTES, stored_type, write_tensors
 from parlance.models.transformer import Transformer
 from parlance.text.tokenizers import Tokenizer, import_tokenizer
+from parlance.text.tokenizers.assembly import beginning_with, spaced_words
+from parlance.text.tokenizers.special_tokens import SPACE
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -41,14 +53,16 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 def is_foreign(path: Path) -> bool:
     """Whether a path is a model that is no checkpoint folder of ours or of `transformers`."""
-    return path.suffix == ".bin" or (path / "manifest.json").exists()
+    return path.suffix in (".bin", ".arpa") or (path / "manifest.json").exists()
 
 
-def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[NeuralLanguageModel, Tokenizer]:
-    """Model and tokenizer of a llama2.c file or a CharRNN folder.
+def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
+    """Model and tokenizer of a llama2.c file, an ARPA file or a CharRNN folder.
 
     `tokenizer`: the file of a llama2.c model's tokenizer; None: the only other `tok*.bin` beside it. Raises UserError.
     """
+    if path.suffix == ".arpa":
+        return _open_arpa(path)
     if path.suffix != ".bin":
         return read_character_rnn(path)
     model = read_llama2c(path)
@@ -60,12 +74,19 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[NeuralLangu
                 f"name it: parlance convert {path} DIR --tokenizer FILE"
             )
         tokenizer = found[0]
-    opened = import_tokenizer(tokenizer)
+    opened = beginning_with(import_tokenizer(tokenizer), "<s>")
     if opened.vocab_size > model.vocab_size:
         raise UserError(
             f"{tokenizer} has {opened.vocab_size} tokens and the model {model.vocab_size}: not its tokenizer"
         )
     return model, opened
+
+
+def _open_arpa(path: Path) -> tuple[NGramModel, Tokenizer]:
+    model, words = read_arpa(path)
+    if "</s>" not in words:
+        raise UserError(f"{path} has no </s> among its words, so that no text would end")
+    return model, spaced_words(words, "</s>")
 
 
 def convert(
@@ -85,13 +106,21 @@ def convert(
     copied: list[Path] = []
     opened: Tokenizer | None = None
     if is_foreign(source):
-        model, opened = open_foreign(source, tokenizer)
-        ids: dict[str, Any] = {"eos_token_id": opened.end_of_text, "pad_token_id": opened.pad}
+        foreign, opened = open_foreign(source, tokenizer)
+        if isinstance(foreign, NGramModel):
+            return _save_ngram(foreign, opened, out)
+        assert isinstance(foreign, NeuralLanguageModel)
+        model = foreign
         before, _ = opened.surrounding
-        ids["bos_token_id"] = before[0] if before else opened.end_of_text
+        ids: dict[str, Any] = {"bos_token_id": before[0] if before else opened.end_of_text}
+        # What begins a text ends the one before it, in a stream of texts.
+        ids["eos_token_id"] = [opened.end_of_text, *before] if before else opened.end_of_text
+        ids["pad_token_id"] = opened.pad
         own, dtype = None, dtype or torch.float32
     else:
         values = read_values(source)
+        if values.get("model_type") == NGRAM:
+            raise UserError(f"{source} is an n-gram model: convert it with --to arpa, or copy the folder")
         if "SequenceClassification" in str(values.get("architectures")):
             raise UserError(f"{source} is a reward model; only language models are converted")
         own, _ = read_config(source)
@@ -139,3 +168,27 @@ def convert_to_llama2c(source: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{source} is not a Transformer: llama2.c files hold LLaMA-shaped ones alone")
     write_llama2c(out, model)
     return {"family": "llama2.c", "parameters": model.parameter_count(), "dtype": "float32", "files": [out.name]}
+
+
+def _save_ngram(model: NGramModel, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+    with atomic_directory(out) as folder:
+        model.save(folder)
+        tokenizer.save(folder)
+    files = sorted(file.name for file in out.iterdir())
+    return {"family": NGRAM, "parameters": model.parameter_count(), "files": files}
+
+
+def convert_to_arpa(source: Path, out: Path) -> dict[str, Any]:
+    """Write an n-gram model as ARPA text. White space within a token is written <0x20> and the like.
+
+    Raises UserError for any other model.
+    """
+    if read_values(source).get("model_type") != NGRAM:
+        raise UserError(f"{source} is not an n-gram model, and ARPA files hold nothing else")
+    model = NGramModel.load(source)
+    entries = [entry.removeprefix(SPACE) or SPACE for entry in Tokenizer.load(source).entries()]
+    if len(set(entries)) != len(entries):
+        entries = Tokenizer.load(source).entries()
+    words = ["".join(f"<0x{ord(c):02X}>" if c in " \t\n\r\0" else c for c in entry) for entry in entries]
+    write_arpa(model, out, words[: model.vocab_size])
+    return {"family": "arpa", "parameters": model.parameter_count(), "files": [out.name]}

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.models.conditional import ConditionalLanguageModel
-from parlance.models.recurrent import GATES, Cell, RecurrentConfig, RecurrentLayer
+from parlance.models.recurrent import GAINS, GATES, Cell, RecurrentConfig, RecurrentLayer
 from parlance.models.transformer_blocks import Linear, RMSNorm
 
 ADDITIVE_ELEMENTS = 2**22
@@ -114,7 +114,7 @@ class DecoderState:
 
 
 class EncoderLayer(nn.Module):
-    """x + the outputs of a recurrence from the left and of one from the right."""
+    """x + the outputs of a recurrence from the left and of one from the right, each with its norm and gain."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class SourceAttention(nn.Module):
 
 def _additive_scores(queries: Tensor, keys: Tensor, score: Tensor) -> Tensor:
     """(B, T, S) of queries (B, T, D) and keys (B, S, D)."""
-    return torch.tanh(queries.unsqueeze(2) + keys.unsqueeze(1)) @ score.to(queries.dtype)
+    return F.linear(torch.tanh(queries.unsqueeze(2) + keys.unsqueeze(1)), score.to(queries.dtype)[None]).squeeze(-1)
 
 
 def _additive_contexts(queries: Tensor, keys: Tensor, encoded: Tensor, mask: Tensor | None, score: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class RecurrentAttention(ConditionalLanguageModel):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw fresh weights: N(0, 1/D) for matrices, N(0, 1) for the embedding, a small head.
 
-        Biases are zero but for a 1 at the gates that keep the past, as in `Recurrent.initialise`.
+        Biases are zero but for a 1 at the gates that keep the past, gains are `GAINS`: as in `Recurrent.initialise`.
         """
         D = self.config.width
         with torch.no_grad():
@@ -231,6 +231,8 @@ class RecurrentAttention(ConditionalLanguageModel):
                     parameter.normal_(0.0, 0.001, generator=generator)
                 elif parameter.ndim == 2 or name.endswith(".score"):
                     parameter.normal_(0.0, D**-0.5, generator=generator)
+                elif name.endswith(".gain"):
+                    parameter.fill_(GAINS[self.config.cell])
                 else:
                     parameter.fill_(1.0 if "norm" in name else 0.0)
             for module in self.modules():

@@ -38,6 +38,7 @@ from parlance.models.transformer_blocks import (
     RMSNorm,
     activation,
     fan_in_spread,
+    linear,
     make_norm,
 )
 from parlance.models.transformer_config import TransformerConfig
@@ -183,12 +184,12 @@ class Transformer(NeuralLanguageModel):
     def _embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
         """The stream (B, T, D) that the first block reads."""
         dtype = self.compute_dtype
-        x = F.embedding(tokens, self.embed_tokens.weight.to(dtype))
+        x = F.embedding(tokens, self.embed_tokens.weight).to(dtype)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.embed_positions is not None:
             rows = (positions + self.config.position_offset).clamp(0, self.embed_positions.num_embeddings - 1)
-            x = x + F.embedding(rows, self.embed_positions.weight.to(dtype))
+            x = x + F.embedding(rows, self.embed_positions.weight).to(dtype)
         elif self.config.positions == "sinusoidal":
             x = x + sinusoids(positions, self.config.width).to(dtype)
         if self.embed_types is not None:
@@ -242,8 +243,7 @@ class Transformer(NeuralLanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of final activations (..., D), in the compute dtype."""
-        weight, bias = self.head()
-        return F.linear(self.before_head(hidden), weight.to(hidden.dtype), None if bias is None else bias.to(hidden))
+        return linear(self.before_head(hidden), *self.head())
 
     def before_head(self, hidden: Tensor) -> Tensor:
         """What the output matrix is applied to: (..., D), or (..., embedding_width), of final activations (..., D)."""

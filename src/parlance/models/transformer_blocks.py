@@ -65,6 +65,16 @@ def padding_layout(mask: Tensor, *, causal: bool = True) -> Layout:
     return Layout(mask.long().cumsum(1) * mask - 1, visible)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., inputs) W^T + b in the dtype of x.
+
+    The product is one of matrices: of a batch of single rows, torch would copy the whole weight first.
+    """
+    bias = None if bias is None else bias.to(x.dtype)
+    y = F.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)
+    return y.view(*x.shape[:-1], -1)
+
+
 class Linear(nn.Module):
     """y = x W^T + b. W is (outputs, inputs) and b (outputs,), in fp32, used in the dtype of x."""
 
@@ -74,7 +84,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):

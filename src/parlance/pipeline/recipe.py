@@ -16,7 +16,7 @@ from parlance.core.config import Config, parse_config
 from parlance.core.errors import UserError
 from parlance.finetuning.supervised import FinetuningConfig
 from parlance.inference.sampling import COLDEST
-from parlance.models.ngram import MAX_ORDER
+from parlance.models.ngram_smoothing import MAX_ORDER
 from parlance.text.preparation import PreparationConfig
 from parlance.text.tokenizers import Kind, PatternName
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget

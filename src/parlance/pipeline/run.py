@@ -17,6 +17,7 @@ from parlance.core.devices import environment, release_free_memory, select_devic
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
+from parlance.models.ngram_smoothing import NGramTraining
 from parlance.pipeline import stages
 from parlance.pipeline.evaluation import evaluate_run
 from parlance.pipeline.recipe import Recipe
@@ -119,7 +120,7 @@ class _Runner:
 
     def _ngram(self, out: Path) -> dict[str, Any]:
         tokenizer = Tokenizer.load(self.path / "tokenizer")
-        return stages.make_ngram(self.path / "tokens", tokenizer, out, self.recipe.ngram_order)
+        return stages.make_ngram(self.path / "tokens", tokenizer, out, NGramTraining(order=self.recipe.ngram_order))
 
     def _pretrain(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("pretrain")

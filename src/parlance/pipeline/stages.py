@@ -45,6 +45,7 @@ from parlance.inference.sampling import SamplingConfig
 from parlance.models.checkpoints import family_for, load_transformer, save_model
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
+from parlance.models.ngram_smoothing import NGramTraining
 from parlance.models.transformer import Transformer
 from parlance.pipeline.division import divide_prompts, prompt_key
 from parlance.pipeline.recipe import PolicyConfig, TaskConfig, TokenizerConfig
@@ -108,14 +109,14 @@ def make_tokenizer(corpus: Path, out: Path, tokens: Path, config: TokenizerConfi
     return report
 
 
-def make_ngram(tokens: Path, tokenizer: Tokenizer, out: Path, order: int) -> dict[str, Any]:
-    """Train the n-gram baseline on the training split."""
+def make_ngram(tokens: Path, tokenizer: Tokenizer, out: Path, training: NGramTraining) -> dict[str, Any]:
+    """Train an n-gram model on the training split."""
     train = TokenDataset.open(tokens, "train")
-    model = NGramModel.train(documents(train), tokenizer.vocab_size, order, tokenizer.end_of_text)
+    model = NGramModel.train_as(training, documents(train), tokenizer.vocab_size, tokenizer.end_of_text)
     with atomic_directory(out) as folder:
         model.save(folder)
         tokenizer.save(folder)
-    return {"order": order, "ngrams": model.parameter_count()}
+    return {"order": training.order, "ngrams": model.parameter_count()}
 
 
 def documents(dataset: TokenDataset) -> Iterator[np.ndarray]:

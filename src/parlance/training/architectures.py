@@ -117,6 +117,8 @@ _OF_BOTH_STACKS = ("sentinels", "start_token", "empty_source")
 def _denoising_rows(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the embedding beyond the tokenizer's: sentinels, then one that begins targets and is an empty source."""
     sentinels = fields.get("sentinels", sentinels_needed(sizes.context_length) + 1)
+    if not isinstance(sentinels, int):
+        raise UserError(f"model.sentinels is {sentinels!r}; give a whole number")
     last = sizes.vocab_size + sentinels - 1
     return {"sentinels": sentinels, "start_token": last, "empty_source": (last,)}
 

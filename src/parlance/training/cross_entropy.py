@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
-"""Target of a position that is not in the loss."""
+from parlance.text.packing import IGNORE
 
 BUFFER_BYTES = 2**28
 """Most memory for logits at a time. Larger chunks waste less on adding up the gradient of the weights."""

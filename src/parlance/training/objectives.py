@@ -17,12 +17,13 @@ from parlance.models.neural import NeuralLanguageModel
 from parlance.models.padding import MULTIPLE
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_blocks import Layout
-from parlance.text.packing import PackedBatch
+from parlance.text.packing import IGNORE, PackedBatch
+from parlance.training.cross_entropy import chunked_cross_entropy
 
 DENSE_MASK = 1024
 """Packed rows up to this length are masked by a (T, T) matrix, which compiled code takes; longer ones in blocks."""
-IGNORE = -100
-"""Target of a position that is not in the loss."""
+LARGE_LOGITS = 2**26
+"""Logits from which on the loss goes through them in chunks: 256 MB in fp32."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module, contravariant=True)
 BatchT = TypeVar("BatchT", contravariant=True)
@@ -94,8 +95,12 @@ class NextTokenObjective:
         else:
             count = targets.numel()
         balance = model.auxiliary_loss() if isinstance(model, Transformer) else None
+        if isinstance(model, Transformer) and len(hidden) * model.vocab_size > LARGE_LOGITS:
+            loss = chunked_cross_entropy(model.before_head(hidden), *model.head(), targets)
+        else:
+            loss = self.cross_entropy(model, hidden, targets)
         return LossTerms(
-            self.cross_entropy(model, hidden, targets),
+            loss,
             count,
             regulariser=None if balance is None else balance * count,
         )

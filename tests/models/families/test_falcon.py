@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from parity import check_cache, check_family, check_logits, opened, parameter_count, random_peer, read_values
+from parity import (
+    assert_close,
+    check_cache,
+    check_family,
+    check_logits,
+    opened,
+    parameter_count,
+    peer_logits,
+    random_peer,
+    read_values,
+    tokens,
+)
 
 from parlance.core.errors import UserError
 from parlance.models.checkpoints import family_for
@@ -55,7 +66,7 @@ class WithFusedAttention:
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_parity(form, tmp_path):
-    ours = check_family(transformers.FalconConfig(**TINY, **FORMS[form]), tmp_path, strict="one layer" in form)
+    ours = check_family(transformers.FalconConfig(**TINY | FORMS[form]), tmp_path, strict="one layer" in form)
     assert family_for(ours.config).name == "falcon"
 
 
@@ -76,6 +87,19 @@ def test_alibi_is_rounded_to_bfloat16(tmp_path):
     ours = opened(tmp_path)
     check_logits(ours, peer, [400])
     check_cache(ours, peer, 300)
+
+
+def test_a_state_with_room_changes_nothing(tmp_path):
+    """Biases are as wide as the text, a state may be wider."""
+    peer = random_peer(transformers.FalconConfig(**TINY, alibi=True, multi_query=False), WithFusedAttention)
+    peer.save_pretrained(tmp_path)
+    ours, ids = opened(tmp_path), tokens(97, 20)
+    with torch.inference_mode():
+        state, logits = ours.new_state(2, 64), []
+        for piece in ids.split([9, 1, 10], dim=1):
+            out, state = ours.forward(piece, state)
+            logits.append(out)
+        assert_close(torch.cat(logits, dim=1), peer_logits(peer, ids))
 
 
 # --- configurations --------------------------------------------------------------------------------------------------

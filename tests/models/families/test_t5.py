@@ -188,7 +188,8 @@ def test_gradients_are_those_of_transformers(version, tmp_path):
     mine, compared = dict(ours.named_parameters()), 0
     for entry in family.table(config):
         if not entry.optional:
-            gradient = theirs[entry.theirs].grad
+            # d/d(f w) = 1/f d/dw: what `split` does to a weight, `join` does to its gradient.
+            gradient = entry.join([theirs[entry.theirs].grad])
             torch.testing.assert_close(mine[entry.ours[0]].grad, gradient, atol=1e-5, rtol=1e-3)
             assert float(gradient.norm()) > 0
             compared += 1
@@ -231,6 +232,44 @@ def test_our_own_model_in_its_form_opens_in_transformers_with_its_sentinels(tmp_
     with torch.inference_mode():
         ours = model.logits(model.hidden(target))  # of the empty source
     assert_close(ours, peer_logits(again, torch.tensor([[4, 5]] * 2), target))
+
+
+@pytest.mark.parametrize(("head_width", "scale"), [(64, None), (64, 1.0), (128, 0.125), (10, 0.25), (16, 2.0)])
+def test_scores_scaled_by_a_power_of_two_are_written_into_the_queries(head_width, scale, tmp_path):
+    """T5's own are not scaled; ours learn better so. Nothing is lost either way."""
+    _, config = _config_of(peer_of("1.1"), tmp_path / "peer")
+    values = config.model_dump()
+    for stack in ("encoder", "decoder"):
+        values[stack] |= {"head_width": head_width, "attention_scale": scale}
+    model = EncoderDecoder(EncoderDecoderConfig(**values))
+    model.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "relative_bias.weight", "lm_head.weight")):
+                parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1))
+    assert family_for(model.config).name == "t5"
+    save_model(tmp_path / "ours", model, end_of_text=1, pad=0)
+    returned = opened(tmp_path / "ours")
+    assert returned.config.canonical() == model.config.canonical()
+    assert_same_bits(returned, model)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours").eval()
+    source, target = tokens(60, 20), tokens(60, 12, seed=1)
+    with torch.inference_mode():
+        ours = model.logits(model.hidden(target, memory=model.encode(source)))
+    assert_close(ours, peer_logits(again, source, target))
+    # Without our field the factor is another, and what is computed is the same.
+    copy_with(tmp_path / "ours", tmp_path / "without", config={"query_factor": None})
+    without = opened(tmp_path / "without")
+    with torch.inference_mode():
+        assert_close(without.logits(without.hidden(target, memory=without.encode(source))), ours)
+
+
+def test_a_scale_that_is_no_power_of_two_is_no_t5(tmp_path):
+    _, config = _config_of(peer_of("1.1"), tmp_path / "peer")
+    values = config.model_dump()
+    for stack in ("encoder", "decoder"):
+        values[stack] |= {"attention_scale": None}  # 1 / sqrt(10)
+    assert family_for(EncoderDecoderConfig(**values)).name == "parlance-encoder-decoder"
 
 
 def _config_of(peer: Any, folder: Path) -> Any:
@@ -279,6 +318,7 @@ def test_a_head_of_its_own_is_found_in_either_spelling(tmp_path):
         ({"is_decoder": True}, "is_decoder True is not supported"),
         ({"tie_word_embeddings": False, "scale_decoder_outputs": True}, "scale_decoder_outputs true"),
         ({"empty_source": 3}, "empty_source is 3"),
+        ({"query_factor": 3}, "query_factor is 3.0, not a power of two"),
         ({"empty_source": [70]}, "empty_source are rows of the embedding"),
         ({"d_model": None}, "no field d_model"),
     ],
@@ -299,3 +339,4 @@ def test_published_sizes():
     config = read_values(SMALL)
     assert (config.start_token, config.empty_source, config.decoder.context_length) == (0, (1,), 512)
     assert config.decoder.logit_scale == 512**-0.5
+    assert config.encoder.canonical().attention_scale is None  # the usual 1/8

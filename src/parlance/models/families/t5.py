@@ -5,12 +5,18 @@ and a head of its own. Scores of attention are not scaled. One table of position
 the file has it in the first. `transformers` 5 no longer says in the configuration whether a head of its own is in the
 files (it writes `tie_word_embeddings` true and `scale_decoder_outputs` false for both), so they are looked at.
 
+T5 does not scale the scores of attention: its queries are drawn smaller instead. An optimizer that gives every matrix
+steps of one size then moves the scores sqrt(E) times as fast, and learns worse (docs/lab-notebook.md); so a power of
+two near sqrt(E) is taken out of the scores and put into our queries, which changes no bit of what is computed or
+written. `query_factor` says which, where it is not the nearest.
+
 Sentinels of span corruption that lie beyond the tokenizer's vocabulary are rows of the file's `vocab_size`; the field
-`sentinels`, which other programs pass over, says how many. `empty_source` is ours as well.
+`sentinels`, which other programs pass over, says how many. `empty_source` and `query_factor` are ours as well.
 
 Sources: Raffel et al. 2020; Shazeer 2020; names and fields as `transformers` writes them.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,18 +45,21 @@ def _read(reader: ConfigReader) -> EncoderDecoderConfig:
     feed_forward = reader.choice("feed_forward_proj", choices=_FEED_FORWARDS, default="relu")
     tied, scaled = _head(reader)
     rows, sentinels = reader.integer("vocab_size"), reader.integer("sentinels", default=0)
-    layers = reader.integer("num_layers")
+    layers, head_width = reader.integer("num_layers"), reader.integer("d_kv")
+    factor = reader.number("query_factor", default=_near(head_width))
+    if not _is_power_of_two(factor):
+        raise reader.error(f"query_factor is {factor}, not a power of two")
     stack: dict[str, Any] = {
         "vocab_size": rows,
         "context_length": reader.integer("n_positions", default=512),
         "width": width,
         "heads": reader.integer("num_heads"),
-        "head_width": reader.integer("d_kv"),
+        "head_width": head_width,
         "mlp_width": reader.integer("d_ff"),
         "positions": "relative",
         "relative_buckets": reader.integer("relative_attention_num_buckets", default=32),
         "relative_max_distance": reader.integer("relative_attention_max_distance", default=128),
-        "attention_scale": 1.0,
+        "attention_scale": 1 / factor,
         "qk_norm": False,
         "norm_epsilon": reader.number("layer_norm_epsilon", default=1e-6),
         "activation": feed_forward.removeprefix("gated "),
@@ -72,6 +81,15 @@ def _read(reader: ConfigReader) -> EncoderDecoderConfig:
     )
     reader.finish()
     return config
+
+
+def _near(head_width: int) -> float:
+    """The power of two nearest to sqrt(E): itself for 16, 64, 256."""
+    return 2.0 ** round(math.log2(head_width) / 2)
+
+
+def _is_power_of_two(factor: float) -> bool:
+    return factor > 0 and math.frexp(factor)[0] == 0.5
 
 
 def _head(reader: ConfigReader) -> tuple[bool, bool]:
@@ -103,6 +121,7 @@ def _write(config: EncoderDecoderConfig) -> Values:
         "decoder_start_token_id": config.start_token,
         "d_model": decoder.width,
         "d_kv": decoder.head_width,
+        "query_factor": 1 / decoder.scale,
         "d_ff": decoder.feed_forward_width,
         "num_layers": encoder.layers,
         "num_decoder_layers": decoder.layers,
@@ -121,8 +140,14 @@ def _write(config: EncoderDecoderConfig) -> Values:
     }
 
 
-def _attention(theirs: str, ours: str) -> Iterable[Entry]:
-    for part in ("q", "k", "v", "o"):
+def _attention(theirs: str, ours: str, factor: float) -> Iterable[Entry]:
+    yield Entry(
+        f"{theirs}.q.weight",
+        (f"{ours}.q_proj.weight",),
+        lambda stored: (stored * factor,),
+        lambda parts: parts[0] / factor,
+    )
+    for part in ("k", "v", "o"):
         yield from linear(f"{theirs}.{part}", f"{ours}.{part}_proj", bias=False)
 
 
@@ -130,10 +155,10 @@ def _stack(name: str, config: TransformerConfig) -> Iterable[Entry]:
     for number in range(config.layers):
         ours, theirs = f"{name}.layers.{number}", f"{name}.block.{number}.layer"
         last = 2 if config.cross_attention else 1
-        yield from _attention(f"{theirs}.0.SelfAttention", f"{ours}.self_attn")
+        yield from _attention(f"{theirs}.0.SelfAttention", f"{ours}.self_attn", 1 / config.scale)
         yield same(f"{theirs}.0.layer_norm.weight", f"{ours}.input_layernorm.weight")
         if config.cross_attention:
-            yield from _attention(f"{theirs}.1.EncDecAttention", f"{ours}.cross_attn")
+            yield from _attention(f"{theirs}.1.EncDecAttention", f"{ours}.cross_attn", 1 / config.scale)
             yield same(f"{theirs}.1.layer_norm.weight", f"{ours}.cross_layernorm.weight")
         parts = {"wi_0": "gate_proj", "wi_1": "up_proj"} if config.gated_mlp else {"wi": "up_proj"}
         for part, own in (parts | {"wo": "down_proj"}).items():

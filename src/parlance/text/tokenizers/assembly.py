@@ -6,13 +6,13 @@ Each function gives a `Tokenizer` that decodes to the text it was given wherever
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from parlance.text.chat_template import CHAT_TEMPLATE, END_OF_TURN, START_OF_TURN
 from parlance.text.tokenizers.byte_characters import to_characters
 from parlance.text.tokenizers.patterns import PATTERNS, WORD_PATTERN, PatternName
-from parlance.text.tokenizers.special_tokens import END_OF_TEXT, PAD, SPECIAL_TOKENS, UNKNOWN
+from parlance.text.tokenizers.special_tokens import END_OF_TEXT, PAD, SPACE, SPECIAL_TOKENS, UNKNOWN
 from parlance.text.tokenizers.tokenizer import FORMAT, Tokenizer
 
 
@@ -76,6 +76,37 @@ def words(vocabulary: Sequence[str]) -> Tokenizer:
     vocab = {word: index for index, word in enumerate([*vocabulary, UNKNOWN])}
     backend.model = models.WordLevel(vocab, unk_token=UNKNOWN)
     return _finished(backend, {"kind": "word"}, unknown=UNKNOWN)
+
+
+def spaced_words(vocabulary: Sequence[str], end: str) -> Tokenizer:
+    """One token a word between spaces, the place of a word its id, as n-gram toolkits have them; `end` is a word.
+
+    `<unk>`, where it is a word, stands for those that are not.
+    """
+    vocab = {word if word in (end, UNKNOWN) else f"{SPACE}{word}": index for index, word in enumerate(vocabulary)}
+    unknown = UNKNOWN if UNKNOWN in vocab else None
+    backend = Backend(models.WordLevel(vocab, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, "always", split=True)]
+    )
+    backend.decoder = decoders.Metaspace(SPACE, "always")
+    add_special(backend, [end] if unknown is None else [end, unknown])
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "clean_up_tokenization_spaces": False,
+        **({} if unknown is None else {"unk_token": unknown}),
+        "parlance": {"format": FORMAT, "kind": "word", "source": "arpa"},
+    }
+    return Tokenizer(backend, config)
+
+
+def beginning_with(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """A tokenizer whose whole texts begin with the special token `name`: see `Tokenizer.surrounding`."""
+    backend = Backend.from_str(tokenizer.backend_json())
+    token = tokenizer.special_id(name)
+    backend.post_processor = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, token)])
+    return Tokenizer(backend, tokenizer.config)
 
 
 def add_special(backend: Backend, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from parlance.core.errors import UserError
 from parlance.text.documents import cannot_read
 from parlance.text.tokenizers.sentencepiece_model import Normaliser, Piece, PieceType, SentencePieceModel
-from parlance.text.tokenizers.sentencepiece_vocabulary import SPACE
+from parlance.text.tokenizers.special_tokens import SPACE
 
 _FIRST = [
     Piece("<unk>", 0.0, PieceType.UNKNOWN),

@@ -21,8 +21,8 @@ from parlance.core.errors import UserError
 from parlance.text.tokenizers.assembly import add_special
 from parlance.text.tokenizers.merges import reductions
 from parlance.text.tokenizers.sentencepiece_model import Normaliser, Piece, PieceType, SentencePieceModel
+from parlance.text.tokenizers.special_tokens import SPACE
 
-SPACE = "\u2581"
 _USER_BONUS = 0.1
 """SentencePiece gives user-defined symbols the best score times their length, less this."""
 

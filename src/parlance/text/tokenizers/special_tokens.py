@@ -23,3 +23,7 @@ WELL_KNOWN = {
 def name_of(token: object) -> str:
     """Configurations write a special token as its name, or as an object with the name in `content`."""
     return str(token.get("content")) if isinstance(token, dict) else str(token)
+
+
+SPACE = "\u2581"
+"""How SentencePiece spells a space."""

@@ -147,6 +147,19 @@ class Tokenizer:
         skipped = self._special_ids - {self.unknown} if skip_special else frozenset()
         return [i for i in map(int, ids) if i not in skipped]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of `tokenizer_config.json`; a copy."""
+        return dict(self._config)
+
+    def backend_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self._backend.to_str()
+
+    def entries(self) -> list[str]:
+        """The entry of each id in the vocabulary as tokenizer.json spells it: bytes as characters, U+2581 for space."""
+        return [self._backend.id_to_token(index) or f"<{index}>" for index in range(self.vocab_size)]
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for in the middle of a text; for a special token, those of its name, and none
         for an id without a token. Raises IndexError outside the vocabulary."""

@@ -1,0 +1,88 @@
+"""Batches of masked and denoised windows: what they are made of, and that noise follows from seed and place alone."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from parlance.text.token_dataset import TokenDataset, write_token_dataset
+from parlance.training.denoising import DenoisingTokens, SourceTargetBatch
+from parlance.training.objectives import IGNORE, TokenBatch
+from parlance.training.tasks import DenoisingTask, MaskedTokenTask
+
+CPU = torch.device("cpu")
+T, B, V = 32, 3, 260
+TASKS = {
+    "masked": MaskedTokenTask(B, T, mask_token=V, vocab_size=V),
+    "denoising": DenoisingTask(B, T, DenoisingTokens(V, sentinels=4, start_token=V + 4, empty_source=(V + 4,))),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_tokenizer, tmp_path_factory) -> TokenDataset:
+    folder = tmp_path_factory.mktemp("tokens") / "tokens"
+    documents = [np.random.default_rng(seed).integers(200, size=50).tolist() for seed in range(20)]
+    write_token_dataset(folder, {"train": documents}, tiny_tokenizer)
+    return TokenDataset.open(folder, "train")
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    return TASKS[request.param]
+
+
+def parts(batch: TokenBatch | SourceTargetBatch) -> list[torch.Tensor]:
+    return [part for part in vars(batch).values() if part is not None]
+
+
+def windows(batch: TokenBatch | SourceTargetBatch) -> list[list[int]]:
+    """The text that each row was made of."""
+    if isinstance(batch, TokenBatch):
+        return torch.where(batch.targets == IGNORE, batch.inputs, batch.targets).tolist()
+    rows = []
+    for source, mask, target in zip(batch.source, batch.source_mask, batch.targets, strict=True):
+        pieces: dict[int, list[int]] = {}
+        last = rest = list[int]()
+        for token in target[target != IGNORE].tolist():
+            if token >= V:
+                last = pieces[token] = []
+            else:
+                last.append(token)
+        read = [token for token in source[mask].tolist() if token != V + 4]
+        rows.append([token for place in read for token in pieces.get(place, [place])] + rest)
+    return rows
+
+
+def test_a_batch_is_the_windows_of_the_stream_with_noise(task, dataset):
+    stream = dataset.batches(B, T, seed=5)
+    for (batch, after), (rows, expected) in islice(zip(task.batches(dataset, 5, None, CPU), stream, strict=False), 8):
+        assert windows(batch) == rows[:, :-1].tolist()
+        assert after == expected
+
+
+def test_going_on_gives_the_batches_that_would_have_come(task, dataset):
+    whole = list(islice(task.batches(dataset, 5, None, CPU), 12))
+    again = list(islice(task.batches(dataset, 5, whole[6][1], CPU), 5))
+    for (one, _), (other, _) in zip(whole[7:], again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+
+
+def test_noise_differs_from_batch_to_batch_and_from_seed_to_seed(task, dataset):
+    places = [
+        tuple((batch.targets != IGNORE).flatten().tolist())
+        for seed in (0, 1)
+        for batch, _ in islice(task.batches(dataset, seed, None, CPU), 10)
+    ]
+    assert len(set(places)) == 20
+
+
+def test_validation_is_every_window_in_order_with_the_same_noise_each_time(task, dataset):
+    checks = task.validation(dataset, 9 * T, CPU)
+    assert [window for batch in checks for window in windows(batch)] == [
+        dataset.tokens[start : start + T].tolist() for start in range(0, 9 * T, T)
+    ]
+    again = task.validation(dataset, 9 * T, CPU)
+    for one, other in zip(checks, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+    assert not torch.equal(checks[0].targets != IGNORE, checks[1].targets != IGNORE)
