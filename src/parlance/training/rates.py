@@ -23,7 +23,7 @@ class LearningRates(Config):
     matrices_adamw: float = Field(default=0.002, ge=0)
     """Matrices of the blocks under AdamW."""
     embedding: float = Field(default=0.3, ge=0)
-    """Token embedding drawn from N(0, 1); one tied to the head takes a tenth."""
+    """Token embedding drawn from N(0, 1), and learned position biases; an embedding tied to the head takes a tenth."""
     head: float = Field(default=0.008, ge=0)
     """Output head."""
     vectors: float = Field(default=0.02, ge=0)
@@ -36,10 +36,12 @@ class LearningRates(Config):
 
 def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0) -> list[ParameterGroup]:
     """Groups for the optimizer, every rate times `scale`. Works for a Transformer alone or inside another module."""
-    matrices, vectors, embedding, head = {}, {}, {}, {}
+    matrices, vectors, embedding, biases, head = {}, {}, {}, {}, {}
     for name, parameter in model.named_parameters():
         if "embed_tokens" in name:
             embedding[name] = parameter
+        elif "relative_bias" in name:
+            biases[name] = parameter
         elif parameter.ndim < 2:
             vectors[name] = parameter
         elif "layers." in name:
@@ -58,5 +60,6 @@ def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0)
         ),
         ParameterGroup("adamw", vectors, scale * rates.vectors),
         ParameterGroup("adamw", embedding, scale * rates.embedding * (0.1 if tied else 1.0), epsilon=1e-10),
+        ParameterGroup("adamw", biases, scale * rates.embedding, epsilon=1e-10),
         ParameterGroup("adamw", head, scale * rates.head),
     ]
