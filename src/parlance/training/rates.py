@@ -60,6 +60,6 @@ def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0)
         ),
         ParameterGroup("adamw", vectors, scale * rates.vectors),
         ParameterGroup("adamw", embedding, scale * rates.embedding * (0.1 if tied else 1.0), epsilon=1e-10),
-        ParameterGroup("adamw", biases, scale * rates.embedding, epsilon=1e-10),
         ParameterGroup("adamw", head, scale * rates.head),
+        *([ParameterGroup("adamw", biases, scale * rates.embedding, epsilon=1e-10)] if biases else []),
     ]
