@@ -45,7 +45,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name, qk_norm in (("Qwen3-like", True), ("LLaMA-like", False)):
             config = PretrainingConfig(
-                layers=arguments.layers, width=arguments.width, model={"qk_norm": qk_norm}, pilot_share=0.0, compile=True
+                layers=arguments.layers,
+                width=arguments.width,
+                model={"qk_norm": qk_norm},
+                pilot_share=0.0,
+                compile=True,
             )
             with tempfile.TemporaryDirectory() as folder:
                 result = pretrain(

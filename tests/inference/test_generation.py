@@ -163,3 +163,38 @@ def test_an_ngram_model_generates_through_the_same_function():
     model = NGramModel.train([document] * 3, vocab_size=10, order=3, end_of_text=0)
     assert list(stream(model, [3, 1], greedy(20), stop={0})) == document[2:].tolist()
     assert len(list(stream(model, [3, 1] * 500, greedy(7), stop=()))) == 7
+
+
+# --- texts that outgrow the context ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_a_sliding_context_goes_on_from_its_second_half(tiny_transformer):
+    model = tiny_transformer(context_length=16)
+    prompt = list(range(40, 70))
+    with pytest.raises(UserError, match=r"the prompt has 30 tokens and the model reads 16; shorten it, or let"):
+        list(stream(model, prompt, SamplingConfig(temperature=0.0), stop=()))
+    made = list(stream(model, prompt, SamplingConfig(max_tokens=40, temperature=0.0, overflow="slide"), stop=()))
+    assert len(made) == 40
+    text = prompt[-8:]
+    for token in made:
+        # What the model saw: up to 16 tokens, then the last 8 of them.
+        assert token == int(model.forward(torch.tensor([text]))[0][0, -1].argmax())
+        text.append(token)
+        if len(text) > 16:
+            text = text[-8:]
+    # A text that fits is not touched.
+    short = SamplingConfig(max_tokens=5, temperature=0.0)
+    sliding = short.model_copy(update={"overflow": "slide"})
+    assert list(stream(model, [5, 6], short, ())) == list(stream(model, [5, 6], sliding, ()))
+
+
+def test_tokens_outside_the_vocabulary_are_named(model):
+    with pytest.raises(UserError, match=r"token 999 is outside the model's vocabulary of 260 \(ids 0 to 259\)"):
+        list(stream(model, [1, 999], SamplingConfig(), stop=()))
+    with pytest.raises(UserError, match=r"token -1 is outside the model's vocabulary"):
+        generate_batch(model, [[1, 2], [-1]], SamplingConfig(), stop=())
+    with pytest.raises(UserError, match="token 260 is outside the vocabulary of 260"):
+        model.forward(torch.tensor([[260]]))
+    with pytest.raises(UserError, match="the input has no tokens"):
+        model.forward(torch.empty(1, 0, dtype=torch.int64))

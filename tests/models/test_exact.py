@@ -104,6 +104,24 @@ def test_is_a_language_model():
     nothing = ConditionalFrequencies(
         (*model.words[:-1], "never", END),
         tuple(tuple(len(model.words) if n == len(model.words) - 1 else n for n in line) for line in model.sentences),
+        len(model.words),
     )
     everything, _ = nothing.forward(torch.tensor([[len(model.words) - 1]]))
     assert everything[0, 0].exp()[number["The"]] == pytest.approx(2 / 20)
+
+
+def test_documents_of_tokens_saved_and_opened_again(tmp_path):
+    documents = [[5, 3, 5, 4], [3, 4]]
+    model = ConditionalFrequencies.from_documents(documents, [f"<{index}>" for index in range(8)], end=0)
+    model.save(tmp_path)
+    again = ConditionalFrequencies.load(tmp_path)
+    assert again == model
+    assert again.probability("<4>", ["<5>"]) == 0.5
+    p = again.forward(torch.tensor([[3, 0]]))[0].exp()[0]
+    assert p[0].tolist() == [0, 0, 0, 0, 0.5, 0.5, 0, 0]
+    assert p[1, 5] == p[1, 3] == 0.5  # the beginnings of the two
+    with pytest.raises(UserError, match="more than the exact model takes"):
+        ConditionalFrequencies.from_documents([[1] * 200_001], ["a", "b"], end=0)
+    np.save(tmp_path / "tokens.npy", np.array([9, 0]))
+    with pytest.raises(UserError, match=r"tokens\.npy does not fit its config\.json"):
+        ConditionalFrequencies.load(tmp_path)

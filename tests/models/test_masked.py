@@ -69,6 +69,16 @@ def test_the_next_token_is_that_of_a_mask_behind_the_beginning(encoder, pass_tok
 
 
 @torch.inference_mode()
+def test_a_text_that_comes_with_its_beginning_is_not_given_it_again(encoder):
+    model, tokens = MaskedLanguageModel(encoder, **WRAPPED), ids(2, 5)
+    begun = torch.cat([torch.tensor([list(WRAPPED["before"])] * 2), tokens], 1)
+    close(model.forward(begun)[0][:, len(WRAPPED["before"]) :], model.forward(tokens)[0])
+    tokens[1, 2] = MASK
+    begun[1, 2 + len(WRAPPED["before"])] = MASK
+    close(model.fill(torch.cat([begun, begun])), model.fill(torch.cat([tokens, tokens])))
+
+
+@torch.inference_mode()
 def test_reading_in_pieces_equals_reading_at_once(encoder):
     model, tokens = MaskedLanguageModel(encoder, **WRAPPED), ids(2, 9)
     whole, _ = model.forward(tokens)

@@ -14,6 +14,7 @@ from parlance.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from parlance.models.recurrent_attention import RecurrentAttention, RecurrentAttentionConfig
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_config import TransformerConfig
+from parlance.text.packing import IGNORE
 from parlance.training.denoising import (
     DenoisingObjective,
     DenoisingTokens,
@@ -27,7 +28,7 @@ from parlance.training.denoising import (
     sentinels_needed,
     source_target_batch,
 )
-from parlance.training.objectives import IGNORE, TokenBatch
+from parlance.training.objectives import TokenBatch
 
 V, MASK = 50, 50
 TOKENS = DenoisingTokens(first_sentinel=V, sentinels=8, start_token=V + 8, empty_source=(V + 9, V + 9))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from parlance.text.packing import IGNORE
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training.denoising import DenoisingTokens, SourceTargetBatch
-from parlance.training.objectives import IGNORE, TokenBatch
+from parlance.training.objectives import TokenBatch
 from parlance.training.tasks import DenoisingTask, MaskedTokenTask
 
 CPU = torch.device("cpu")

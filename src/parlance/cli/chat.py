@@ -11,6 +11,7 @@ def chat(
     temperature: options.Temperature = 0.7,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
+    overflow: options.Overflow = "error",
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
@@ -28,7 +29,9 @@ def chat(
     from parlance.inference.model import load
 
     inputs.torch_device(device)
-    sampling = inputs.sampling_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = inputs.sampling_of(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, overflow=overflow, seed=seed
+    )
     conversation = Conversation(load(model, device), sampling)
     if sys.stdin.isatty():
         converse(conversation)

@@ -14,6 +14,7 @@ def generate(
     temperature: options.Temperature = 0.8,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
+    overflow: options.Overflow = "error",
     seed: options.Seed = 0,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -26,7 +27,9 @@ def generate(
     from parlance.inference.model import load
 
     inputs.torch_device(device)
-    sampling = inputs.sampling_of(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = inputs.sampling_of(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, overflow=overflow, seed=seed
+    )
     opened = load(model, device)
     text = inputs.prompt_text(prompt)
     pieces = opened.stream(text, sampling)

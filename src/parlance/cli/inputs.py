@@ -233,12 +233,15 @@ def reward_of(choice: str) -> "Path | Reward":
     return load_reward(choice)
 
 
-def sampling_of(*, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> "SamplingConfig":
+def sampling_of(
+    *, max_tokens: int, temperature: float, top_k: int, top_p: float, overflow: str, seed: int
+) -> "SamplingConfig":
     """How tokens are drawn, as the options say."""
     from parlance.core.config import parse_config
     from parlance.inference.sampling import SamplingConfig
 
-    values = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    values = {"max_tokens": max_tokens, "overflow": overflow, **drawn}
     return parse_config(SamplingConfig, values, where="options")
 
 
@@ -275,11 +278,17 @@ def text_file(path: Path) -> str:
         raise UserError(f"cannot read {path}: {reason[0].lower()}{reason[1:]}") from error
 
 
-def training_for(model: str, order: int | None, assignments: Sequence[str]) -> "PretrainingConfig | NGramTraining":
-    """The settings for `--model`, with --order and --set applied."""
+def training_for(
+    model: str, order: int | None, assignments: Sequence[str]
+) -> "PretrainingConfig | NGramTraining | None":
+    """The settings for `--model`, with --order and --set applied; None: there are none (exact)."""
     from parlance.core.config import override
     from parlance.models.ngram_smoothing import NGramTraining
 
+    if model == "exact":
+        if order is not None or assignments:
+            raise UserError("--model exact takes no --order and no --set: it keeps the whole text")
+        return None
     if model == "ngram":
         base = NGramTraining() if order is None else NGramTraining(order=order)
         return override(base, assignments)
@@ -296,7 +305,7 @@ def pretraining_for(model: str) -> "PretrainingConfig":
         if model == kind:
             return pretraining_config(kind)
     if not model.endswith((".yaml", ".yml")):
-        raise UserError(f"--model {model} is not one of {', '.join(ARCHITECTURES)}, ngram, nor a .yaml file")
+        raise UserError(f"--model {model} is not one of {', '.join(ARCHITECTURES)}, ngram, exact, nor a .yaml file")
     kind, fields = read_model_file(Path(model))
     sizes = {name: fields.pop(name) for name in ("layers", "width", "context_length") if name in fields}
     values = pretraining_config(kind).model_dump() | sizes | {"model": fields}

@@ -53,6 +53,12 @@ TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw among the K like
 TopP = Annotated[
     float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw among the likeliest tokens that hold this probability.")
 ]
+Overflow = Annotated[
+    Literal["error", "slide"],
+    typer.Option(
+        "--overflow", help="A text longer than the model's context: refuse it and stop there, or forget its beginning."
+    ),
+]
 ModelFolder = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Checkpoint folder, or a run directory: its most advanced model.")
 ]

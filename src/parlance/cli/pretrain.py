@@ -16,8 +16,9 @@ def pretrain(
         typer.Option(
             "--model",
             metavar="KIND|FILE.yaml",
-            help="transformer, recurrent, convolutional, feedforward, encoder, or ngram (needs no "
-            "budget); or a YAML file with kind and fields. --set model.FIELD=VALUE changes what a model is made of.",
+            help="transformer, recurrent, convolutional, feedforward, encoder, encoder-decoder, recurrent-attention; "
+            "ngram, exact (counted: no budget); or a YAML file with kind and fields. --set model.FIELD=VALUE changes "
+            "what a network is made of.",
         ),
     ] = "transformer",
     tokenizer: Annotated[
@@ -50,21 +51,25 @@ def pretrain(
     from parlance.core.errors import UserError
     from parlance.core.metrics import MetricsLog
     from parlance.models.ngram_smoothing import NGramTraining
-    from parlance.pipeline.stages import make_base, make_ngram
+    from parlance.pipeline.stages import make_base, make_exact, make_ngram
     from parlance.text.token_dataset import tokenize_corpus
+    from parlance.training.pretraining import PretrainingConfig
 
     inputs.corpus_folder(corpus)
     config = inputs.training_for(model, order, assignments or [])
-    if isinstance(config, NGramTraining):
+    if not isinstance(config, PretrainingConfig):
         if budget is not None or steps is not None:
-            raise UserError("--model ngram takes no --budget and no --steps: it is counted once")
+            raise UserError(f"--model {model} takes no --budget and no --steps: it is counted once")
         limit = None
     elif order is not None:
         raise UserError("--order belongs to --model ngram")
     else:
         limit = inputs.stage_budget(budget, steps)
     decided = {"corpus": str(corpus), "model": model, "tokenizer": tokenizer, "order": order, "seed": seed}
-    settings = {"budget": None if limit is None else limit.model_dump(), "config": config.model_dump(mode="json")}
+    settings = {
+        "budget": None if limit is None else limit.model_dump(),
+        "config": None if config is None else config.model_dump(mode="json"),
+    }
     place = inputs.torch_device(device)
     with invocation.resumable(), StageFolder(out, "pretrain", decided | settings, resume=resume) as folder:
         if folder.finished is None:
@@ -73,6 +78,8 @@ def pretrain(
                 tokenize_corpus(corpus, encoder, out / "tokens")
             if isinstance(config, NGramTraining):
                 facts = make_ngram(out / "tokens", encoder, out / "ngram", config)
+            elif config is None:
+                facts = make_exact(out / "tokens", encoder, out / "exact")
             else:
                 assert limit is not None
                 log = MetricsLog(out / "metrics.jsonl")

@@ -29,7 +29,7 @@ from parlance.text.tokenizers import Tokenizer
 
 MASK = "[MASK]"
 """The mask of tokenizers that were made for encoders."""
-MOST_ADVANCED = ("policy", "sft", "base", "ngram")
+MOST_ADVANCED = ("policy", "sft", "base", "ngram", "exact")
 """A run directory stands for the first of these it holds."""
 
 

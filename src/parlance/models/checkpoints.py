@@ -24,6 +24,7 @@ from parlance.core.artifacts import read_json, write_json
 from parlance.core.errors import UserError
 from parlance.models.building import build
 from parlance.models.contract import LanguageModel
+from parlance.models.exact import ConditionalFrequencies
 from parlance.models.families import FAMILIES
 from parlance.models.families.family import ConfigReader, Entry, Family, Stacked, Values
 from parlance.models.neural import NeuralLanguageModel
@@ -32,6 +33,7 @@ from parlance.models.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from parlance.models.transformer import Transformer
 
 NGRAM = "parlance-ngram"
+EXACT = "parlance-exact"
 
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Fields of `config.json` that `generation_config.json` repeats."""
@@ -70,7 +72,7 @@ def read_config(folder: Path) -> tuple[Family, Any]:
                 field = "".join(f"{part}: " for part in first["loc"])
                 reason = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
                 raise UserError(f"{folder / 'config.json'}: {field}{reason}") from error
-    known = ", ".join([family.name for family in FAMILIES] + [NGRAM])
+    known = ", ".join([family.name for family in FAMILIES] + [NGRAM, EXACT])
     raise UserError(f"{folder}: model_type {kind!r} is not one this version reads ({known})")
 
 
@@ -215,8 +217,11 @@ def load_transformer(folder: Path) -> Transformer:
 
 def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """Open any checkpoint folder Parlance knows. `dtype` is that of a network's parameters."""
-    if read_values(folder).get("model_type") == NGRAM:
+    kind = read_values(folder).get("model_type")
+    if kind == NGRAM:
         return NGramModel.load(folder)
+    if kind == EXACT:
+        return ConditionalFrequencies.load(folder)
     return load_model(folder, dtype)
 
 

@@ -21,23 +21,32 @@ long enough is followed by the one word that the text has there. It searches the
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from parlance.core.artifacts import read_json, write_json
 from parlance.core.errors import UserError
 
 END = "</s>"
 """The end of a sentence, as a word."""
+MODEL_TYPE = "parlance-exact"
+"""In `config.json`."""
+MOST_TOKENS = 200_000
+"""Longest text that is taken from a corpus."""
+
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ConditionalFrequencies:
-    """A `LanguageModel` over the words of a text, numbered in the order in which they first appear; `END` is last.
+    """A `LanguageModel` over the words of a text, or over the tokens of a tokenizer.
 
     Immutable. As a language model, its context is everything since the last `END`, or, where that does not occur in the
     text, the longest end of it that does; none at all counts the words of the whole text.
@@ -46,7 +55,9 @@ class ConditionalFrequencies:
     words: tuple[str, ...]
     """The spelling of each id; the last is `END`."""
     sentences: tuple[tuple[int, ...], ...]
-    """The text as ids, each sentence closed by `END`."""
+    """The text as ids, each sentence closed by `end`."""
+    end: int
+    """The id that closes a sentence."""
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -63,7 +74,51 @@ class ConditionalFrequencies:
         if END in words:
             raise UserError(f"the text holds the word {END}, which marks the end of a sentence here: replace it")
         ids = {word: number for number, word in enumerate((*words, END))}
-        return cls((*words, END), tuple(tuple(ids[word] for word in (*sentence, END)) for sentence in filled))
+        closed = tuple(tuple(ids[word] for word in (*sentence, END)) for sentence in filled)
+        return cls((*words, END), closed, len(words))
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Sequence[int]], words: Sequence[str], end: int) -> Self:
+        """Count documents of token ids; `words` spells the ids, `end` is the token behind every document.
+
+        Raises UserError where there is none, or more text than a model that searches it at each question should have.
+        """
+        closed = tuple((*(int(token) for token in tokens), end) for tokens in documents if len(tokens))
+        size = sum(len(tokens) for tokens in closed)
+        if not size:
+            raise UserError("the documents hold no tokens to count: give documents with text in them")
+        if size > MOST_TOKENS:
+            raise UserError(
+                f"{size} tokens are more than the exact model takes ({MOST_TOKENS}), which keeps and searches "
+                "the whole text: give it a small text, or train an n-gram model"
+            )
+        return cls(tuple(words), closed, end)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and the text into an existing folder."""
+        tokens = np.array([token for sentence in self.sentences for token in sentence], np.int64)
+        np.save(folder / "tokens.npy", tokens, allow_pickle=False)
+        write_json(folder / "config.json", {"model_type": MODEL_TYPE, "end": self.end, "words": list(self.words)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Open a saved model. Raises UserError where the files do not fit together."""
+        values, path = read_json(folder / "config.json"), folder / "tokens.npy"
+        try:
+            tokens = np.load(path, allow_pickle=False)
+            words, end = tuple(map(str, values["words"])), int(values["end"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise UserError(f"{folder} is damaged ({error}): copy the folder again, or train again") from error
+        fits = tokens.ndim == 1 and tokens.dtype == np.int64 and tokens.size and tokens[-1] == end
+        if not fits or not 0 <= tokens.min() <= tokens.max() < len(words):
+            raise UserError(f"{path} does not fit its config.json: copy the folder again, or train again")
+        stops = np.flatnonzero(tokens == end) + 1
+        parts = np.split(tokens, stops[:-1])
+        return cls(words, tuple(tuple(part.tolist()) for part in parts), end)
+
+    def parameter_count(self) -> int:
+        """Number of tokens kept: the whole text."""
+        return sum(len(sentence) for sentence in self.sentences)
 
     def probability(self, word: str, context: str | Sequence[str] = ()) -> float:
         """p(word | context), in [0, 1]; 0 for a word that the text does not hold. context: words, or a text of them.
@@ -89,7 +144,7 @@ class ConditionalFrequencies:
         generator = np.random.default_rng(seed)
         for _ in range(max_words):
             drawn = int(generator.choice(len(self.words), p=self._distribution(history)))
-            if drawn == len(self.words) - 1:
+            if drawn == self.end:
                 break
             history.append(drawn)
         return " ".join(self.words[number] for number in history)
@@ -124,15 +179,22 @@ class ConditionalFrequencies:
     def _numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words)}
 
+    @cached_property
+    def _text(self) -> tuple[Integers, dict[int, Integers]]:
+        """All sentences in one array, and the places of each id in it."""
+        stream = np.array([token for sentence in self.sentences for token in sentence], np.int64)
+        order = np.argsort(stream, kind="stable")
+        ids, starts = np.unique(stream[order], return_index=True)
+        return stream, dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
+
     def _distribution(self, history: Sequence[int]) -> npt.NDArray[np.float64]:
         """(V,) p(. | history), by its longest end that the text holds."""
-        end = len(self.words) - 1
-        start = max((place + 1 for place, number in enumerate(history) if number == end), default=0)
+        start = max((place + 1 for place, number in enumerate(history) if number == self.end), default=0)
         context = list(history[start:])
         followers = self._followers(context)
         while not followers and context:
             context = context[1:]
-            followers = self._followers(context) if context else Counter(n for line in self.sentences for n in line)
+            followers = self._followers(context) if context else Counter(self._text[0].tolist())
         p = np.zeros(len(self.words))
         p[list(followers)] = list(followers.values())
         p /= p.sum()
@@ -140,11 +202,14 @@ class ConditionalFrequencies:
 
     def _followers(self, context: Sequence[int]) -> Counter[int]:
         """How often each word follows the context; the empty one stands at the beginning of each sentence."""
-        n = len(context)
-        wanted = tuple(context)
-        return Counter(
-            sentence[start + n]
-            for sentence in self.sentences
-            for start in range(len(sentence) - n if n else 1)
-            if sentence[start : start + n] == wanted
-        )
+        stream, places = self._text
+        if not context:
+            return Counter(sentence[0] for sentence in self.sentences)
+        if self.end in context or context[-1] not in places:
+            return Counter()
+        # A context holds no end, so no match crosses sentences.
+        found = places[context[-1]]
+        for back in range(1, len(context)):
+            found = found[found >= back]
+            found = found[stream[found - back] == context[-1 - back]]
+        return Counter(stream[found + 1].tolist())

@@ -148,7 +148,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
         _write(folder / WEIGHTS, shards[0])
         (folder / INDEX).unlink(missing_ok=True)
         return
-    homes = {}
+    homes: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write(folder / file, shard)

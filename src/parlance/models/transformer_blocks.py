@@ -72,7 +72,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     bias = None if bias is None else bias.to(x.dtype)
     y = F.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Module):

@@ -43,6 +43,7 @@ from parlance.finetuning.supervised import FinetuningConfig, encode_demonstratio
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import SamplingConfig
 from parlance.models.checkpoints import family_for, load_transformer, save_model
+from parlance.models.exact import ConditionalFrequencies
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_smoothing import NGramTraining
@@ -117,6 +118,17 @@ def make_ngram(tokens: Path, tokenizer: Tokenizer, out: Path, training: NGramTra
         model.save(folder)
         tokenizer.save(folder)
     return {"order": training.order, "ngrams": model.parameter_count()}
+
+
+def make_exact(tokens: Path, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+    """The exact frequencies of the training split, which must be small."""
+    train = TokenDataset.open(tokens, "train")
+    texts = (text.tolist() for text in documents(train))
+    model = ConditionalFrequencies.from_documents(texts, tokenizer.entries(), tokenizer.end_of_text)
+    with atomic_directory(out) as folder:
+        model.save(folder)
+        tokenizer.save(folder)
+    return {"tokens": model.parameter_count()}
 
 
 def documents(dataset: TokenDataset) -> Iterator[np.ndarray]:

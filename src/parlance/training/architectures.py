@@ -179,7 +179,12 @@ ARCHITECTURES: dict[Kind, Architecture] = {
     "convolutional": Architecture(ConvolutionalConfig, _CONVOLUTIONAL_LADDER, LearningRates(matrices=0.05), _plain),
     "feedforward": Architecture(FeedForwardConfig, _FEEDFORWARD_LADDER, LearningRates(), _plain),
     "encoder": Architecture(
-        TransformerConfig, _TRANSFORMER_LADDER, LearningRates(optimizer="adamw"), _encoder, "masked"
+        TransformerConfig,
+        _TRANSFORMER_LADDER,
+        # Norms behind the branches, and an embedding that is the head too: gentler than a decoder's.
+        LearningRates(optimizer="adamw", matrices_adamw=0.001, embedding=0.03, head=0.002, vectors=0.003),
+        _encoder,
+        "masked",
     ),
     "encoder-decoder": Architecture(
         EncoderDecoderConfig, _TRANSFORMER_LADDER, LearningRates(), _encoder_decoder, "denoising"

@@ -30,7 +30,8 @@ from parlance.core.errors import UserError
 from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.padding import MULTIPLE
 from parlance.models.transformer import Transformer
-from parlance.training.objectives import IGNORE, LossTerms, NextTokenObjective, cross_entropy_sum
+from parlance.text.packing import IGNORE
+from parlance.training.objectives import LossTerms, NextTokenObjective, cross_entropy_sum
 
 Tokens = NDArray[np.int64]
 
