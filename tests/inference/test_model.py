@@ -1,5 +1,6 @@
 """What a user loads: text in and out, scores, chat, and which model of a run directory it is."""
 
+import json
 import math
 from pathlib import Path
 
@@ -173,14 +174,47 @@ def test_what_is_no_model_is_a_user_error(tmp_path):
 
 
 def test_loading_takes_the_devices_fast_precision(folder, monkeypatch):
-    for fast, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+    full, half = torch.float32, torch.bfloat16
+    for fast, small, precision, dtype in (
+        (False, False, "auto", full),
+        (True, False, "auto", half),
+        (True, True, "auto", full),  # of no use there
+        (True, False, "float32", full),
+        (False, True, "bfloat16", half),
+    ):
         monkeypatch.setattr(model_module, "fast_bfloat16", lambda _device, fast=fast: fast)
-        opened = load(str(folder), "cpu")
+        monkeypatch.setattr(model_module, "SMALL_BYTES", 10**9 if small else 0)
+        opened = load(str(folder), "cpu", precision)
         parameters = list(opened.language_model.parameters())
         assert {parameter.dtype for parameter in parameters} == {dtype}
         assert not any(parameter.requires_grad for parameter in parameters)
         assert opened.folder == folder
         assert opened.generate("a", SamplingConfig(max_tokens=3)) is not None
+
+
+def test_generation_ends_where_the_checkpoint_says(folder):
+    """The end of a text as generation_config.json names it, one id or several, besides the tokenizer's."""
+    for named, expected in ((7, {7}), ([7, 9], {7, 9}), (None, {256})):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named} if named else {}))
+        assert load(folder, "cpu").stop >= expected
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    train_tokenizer(["".join(map(chr, range(200, 700)))], "char", 500).save(folder)
+    with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens and the model knows 260"):
+        load(folder, "cpu")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="holds a model without its tokenizer"):
+        load(folder, "cpu")
+
+
+@pytest.mark.data
+def test_a_file_of_llama2c_opens_by_itself(data_folder):
+    model = load(data_folder / "stories260K" / "stories260K.bin", "cpu")
+    page = (data_folder / "stories260K" / "stories260K.md").read_text()
+    begin = page.index("Once upon a time")
+    story = page[begin : page.index("```", begin)].strip()
+    assert model.generate("", SamplingConfig(max_tokens=256, temperature=0.0)).strip() == story
 
 
 def test_a_reward_model_is_called_one(folder):

@@ -52,6 +52,7 @@ def test_both_stacks_take_fields_and_each_its_own():
     assert isinstance(config, EncoderDecoderConfig)
     for stack in (config.encoder, config.decoder):
         assert (stack.norm, stack.heads, stack.head_width) == ("layer", 4, 32)
+        assert stack.scale == 0.25  # a power of two near 1 / sqrt(32), as in a T5's files
         assert stack.context_length == 64
         assert stack.vocab_size == 305
     assert (config.encoder.layers, config.decoder.layers) == (3, 2)

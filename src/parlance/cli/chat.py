@@ -14,6 +14,7 @@ def chat(
     overflow: options.Overflow = "error",
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Talk to a model. End a message with an empty line; Ctrl-C stops an answer; /quit leaves.
 
@@ -32,7 +33,7 @@ def chat(
     sampling = inputs.sampling_of(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, overflow=overflow, seed=seed
     )
-    conversation = Conversation(load(model, device), sampling)
+    conversation = Conversation(load(model, device, precision), sampling)
     if sys.stdin.isatty():
         converse(conversation)
     else:

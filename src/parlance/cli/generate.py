@@ -17,6 +17,7 @@ def generate(
     overflow: options.Overflow = "error",
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     json: options.Json = False,
 ) -> None:
     """Continue a text. The continuation streams to standard output; the same seed gives the same text.
@@ -30,7 +31,7 @@ def generate(
     sampling = inputs.sampling_of(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, overflow=overflow, seed=seed
     )
-    opened = load(model, device)
+    opened = load(model, device, precision)
     text = inputs.prompt_text(prompt)
     pieces = opened.stream(text, sampling)
     if json:

@@ -53,6 +53,12 @@ TopK = Annotated[int, typer.Option("--top-k", min=0, help="Draw among the K like
 TopP = Annotated[
     float, typer.Option("--top-p", min=0.0, max=1.0, help="Draw among the likeliest tokens that hold this probability.")
 ]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(
+        "--precision", help="What to compute in; auto: bfloat16 where that is fast, float32 for small models."
+    ),
+]
 Overflow = Annotated[
     Literal["error", "slide"],
     typer.Option(

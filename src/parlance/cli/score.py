@@ -12,6 +12,7 @@ def score(
     model: options.ModelFolder,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file, scored as one document.")],
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
     json: options.Json = False,
 ) -> None:
     """Score a text: bits per byte (comparable between all models), perplexity per token, tokens.
@@ -23,7 +24,7 @@ def score(
 
     inputs.torch_device(device)
     text = inputs.text_file(file)
-    opened = load(model, device)
+    opened = load(model, device, precision)
     scored = opened.score(text)
     figures = {
         "model": str(opened.folder),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -18,17 +19,24 @@ from parlance.core.errors import UserError
 from parlance.inference.generation import stream
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
-from parlance.models.checkpoints import load_language_model
+from parlance.models.checkpoints import load_language_model, read_values
 from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
+from parlance.models.conversion import is_foreign, open_foreign
+from parlance.models.families.family import Values
 from parlance.models.masked import MaskedLanguageModel
 from parlance.models.neural import NeuralLanguageModel
+from parlance.models.tensor_files import weight_bytes_of
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
-from parlance.text.tokenizers import Tokenizer
+from parlance.text.tokenizers import Tokenizer, import_tokenizer
 
 MASK = "[MASK]"
 """The mask of tokenizers that were made for encoders."""
+Precision = Literal["auto", "float32", "bfloat16"]
+
+SMALL_BYTES = 64_000_000
+"""Files up to this size are computed in float32: 16 million parameters are read so fast that less is no gain."""
 MOST_ADVANCED = ("policy", "sft", "base", "ngram", "exact")
 """A run directory stands for the first of these it holds."""
 
@@ -136,29 +144,78 @@ def resolve_model_folder(path: Path) -> Path:
     )
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
-    """Open a checkpoint folder, or the most advanced model of a run directory. Raises UserError for anything else."""
-    folder = resolve_model_folder(Path(path))
-    config = read_json(folder / "config.json")
-    if "SequenceClassification" in str(config.get("architectures") if isinstance(config, dict) else None):
-        raise UserError(
-            f"{folder} is a reward model: it scores answers and writes none; use it with `parlance align --reward`"
-        )
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+    """Open a checkpoint folder, a run directory's most advanced model, or a foreign file (llama2.c, ARPA, CharRNN).
+
+    `precision`: what a network is computed in; auto: bfloat16 where the machine is fast at it, but float32 for small
+    models, which are no faster for less. Raises UserError for anything else, or a tokenizer that is not the model's.
+    """
     place = select_device(device)
-    dtype = torch.bfloat16 if fast_bfloat16(place) else torch.float32
-    # Weights come from the file in the type that they are computed in: where that is theirs, nothing is copied.
-    model = load_language_model(folder, dtype)
+    if is_foreign(Path(path)):
+        folder = Path(path)
+        dtype = _dtype(precision, small=True, device=place)
+        model, tokenizer = open_foreign(folder)
+        if isinstance(model, NeuralLanguageModel):
+            model = model.to(dtype)
+        values: Values = {}
+    else:
+        folder = resolve_model_folder(Path(path))
+        values = read_values(folder)
+        if "SequenceClassification" in str(values.get("architectures")):
+            raise UserError(
+                f"{folder} is a reward model: it scores answers and writes none; use it with `parlance align --reward`"
+            )
+        dtype = _dtype(precision, small=weight_bytes_of(folder) <= SMALL_BYTES, device=place)
+        # Weights come from the file in the type that they are computed in: where that is theirs, nothing is copied.
+        model = load_language_model(folder, dtype)
+        tokenizer = _tokenizer(folder)
     if isinstance(model, NeuralLanguageModel):
         model.compute_dtype = dtype
         model = model.to(place).requires_grad_(False)
-    tokenizer = Tokenizer.load(folder)
     if isinstance(model, Transformer) and not model.config.causal:
-        model = _masked(model, tokenizer, config.get("mask_token_id"), folder)
-    return Model(model, tokenizer, folder)
+        model = _masked(model, tokenizer, values, folder)
+    ordinary = tokenizer.vocab_size - len(tokenizer.special_tokens)
+    if ordinary > model.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model knows {model.vocab_size}; "
+            "put the tokenizer beside it that it was made for"
+        )
+    return Model(model, tokenizer, folder, _ends(folder, values))
 
 
-def _masked(encoder: Transformer, tokenizer: Tokenizer, mask: object, folder: Path) -> MaskedLanguageModel:
-    """The language model that an encoder makes. Raises UserError where nothing says which token is the mask."""
+def _dtype(precision: Precision, *, small: bool, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) and not small else torch.float32
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, in whatever form; one without a token that ends texts gets one."""
+    if (folder / "tokenizer.json").exists():
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.ends_texts:
+            return tokenizer
+    try:
+        return import_tokenizer(folder)
+    except UserError as error:
+        raise UserError(f"{folder} holds a model without its tokenizer: {error}") from error
+
+
+def _ends(folder: Path, values: Values) -> list[int]:
+    """The ids that end a text, as the checkpoint's generation settings (or its configuration) name them."""
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.exists() else {}
+    found = (generation if isinstance(generation, dict) else {}).get("eos_token_id", values.get("eos_token_id"))
+    ids = found if isinstance(found, list) else [found]
+    return [index for index in ids if isinstance(index, int) and not isinstance(index, bool)]
+
+
+def _masked(encoder: Transformer, tokenizer: Tokenizer, values: Values, folder: Path) -> MaskedLanguageModel:
+    """The language model that an encoder makes. Raises UserError where nothing says which token is the mask, or where
+    the encoder has no head that was trained to see behind it."""
+    if values.get("model_type") == "bert" and not encoder.config.head_transform:
+        raise UserError(f"{folder} is an encoder without a head for masked tokens, so it cannot say what comes next")
+    mask = values.get("mask_token_id")
     if mask is None and MASK in tokenizer.special_tokens:
         mask = tokenizer.special_id(MASK)
     if not isinstance(mask, int):

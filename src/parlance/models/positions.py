@@ -89,7 +89,7 @@ def alibi_slopes(heads: int, bias_max: float = 8.0) -> Tensor:
     Else the slopes of the power of two below H, then every second one of the power above, as published.
     """
     n = 2 ** math.ceil(math.log2(heads))
-    slopes = 2.0 ** (-bias_max / n * torch.arange(1, n + 1, dtype=torch.float64))
+    slopes = torch.exp2(-bias_max / n * torch.arange(1, n + 1, dtype=torch.float64))
     if n != heads:
         slopes = torch.cat((slopes[1::2], slopes[::2]))[:heads]
     return slopes.float()

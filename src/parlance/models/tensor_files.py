@@ -95,6 +95,11 @@ class TensorFiles:
         return tensor
 
 
+def weight_bytes_of(folder: Path) -> int:
+    """Bytes of a folder's safetensors files; 0 where it has none (an n-gram model)."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def stored_type(folder: Path) -> torch.dtype:
     """The type of most numbers in a folder's files: float32, float16 or bfloat16 (float32 for others)."""
     with TensorFiles(folder) as files:

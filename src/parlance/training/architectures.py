@@ -6,6 +6,7 @@
 A kind is one entry of `ARCHITECTURES`; what a model is made of stands in `models/`, how it is trained in `tasks.py`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,13 +131,15 @@ def _encoder_decoder(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = {"vocab_size": sizes.vocab_size} | _denoising_rows(sizes, fields)
     whole |= {name: fields[name] for name in _OF_BOTH_STACKS if name in fields}
+    heads = {"head_width": fields.get("head_width", 64)} | _heads(sizes.width, fields)
     stack = (
         asdict(sizes)
         | {"vocab_size": sizes.vocab_size + whole["sentinels"]}
-        | _heads(sizes.width, fields)
+        | heads
         | {
             "positions": "relative",
-            "attention_scale": 1.0,
+            # The power of two that `families/t5.py` puts into the queries of its files.
+            "attention_scale": 2.0 ** -round(math.log2(max(1, heads["head_width"])) / 2),
             "qk_norm": False,
             "activation": "gelu-tanh",
         }
@@ -182,7 +185,7 @@ ARCHITECTURES: dict[Kind, Architecture] = {
         TransformerConfig,
         _TRANSFORMER_LADDER,
         # Norms behind the branches, and an embedding that is the head too: gentler than a decoder's.
-        LearningRates(optimizer="adamw", matrices_adamw=0.001, embedding=0.03, head=0.002, vectors=0.003),
+        LearningRates(matrices=0.01, embedding=0.03, head=0.002, vectors=0.003),
         _encoder,
         "masked",
     ),

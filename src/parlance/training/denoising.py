@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.padding import MULTIPLE
 from parlance.models.transformer import Transformer
 from parlance.text.packing import IGNORE
-from parlance.training.objectives import LossTerms, NextTokenObjective, cross_entropy_sum
+from parlance.training.objectives import LossTerms, NextTokenObjective, counted, cross_entropy_sum
 
 Tokens = NDArray[np.int64]
 
@@ -233,14 +232,8 @@ class DenoisingObjective:
     def __call__(self, model: ConditionalLanguageModel, batch: SourceTargetBatch) -> LossTerms:
         memory = model.encode(batch.source, batch.source_mask)
         hidden = model.hidden(batch.inputs, memory=memory).flatten(0, 1)
-        targets = batch.targets.flatten().to(hidden.device)
-        kept = (targets != IGNORE).nonzero().squeeze(1)
-        count = kept.numel()
-        # Round up with ignored positions: see `padding.MULTIPLE`.
-        kept = F.pad(kept, (0, -count % MULTIPLE))
-        targets = targets[kept]
-        targets[count:] = IGNORE
-        loss = cross_entropy_sum(model, hidden.index_select(0, kept), targets)
+        hidden, targets, count = counted(hidden, batch.targets)
+        loss = cross_entropy_sum(model, hidden, targets)
         return LossTerms(loss, count, regulariser=_balance(model, count))
 
 

@@ -65,7 +65,25 @@ class TokenBatch:
 
 def cross_entropy_sum(model: NeuralLanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Summed -log p(target) in nats of hidden (N, D) and targets (N,)."""
+    if isinstance(model, Transformer) and len(hidden) * model.vocab_size > LARGE_LOGITS:
+        return chunked_cross_entropy(model.before_head(hidden), *model.head(), targets)
     return F.cross_entropy(model.logits(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
+
+
+def counted(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Activations (N, D) and targets (N,) of the positions that are in the loss, and how many they are.
+
+    hidden: (B T, D); targets: (B, T). N may be rounded up with ignored positions: see `padding.MULTIPLE`.
+    """
+    targets = targets.flatten().to(hidden.device)
+    if not bool((targets == IGNORE).any()):
+        return hidden, targets, targets.numel()
+    kept = (targets != IGNORE).nonzero().squeeze(1)
+    count = kept.numel()
+    kept = F.pad(kept, (0, -count % MULTIPLE))
+    targets = targets[kept]
+    targets[count:] = IGNORE
+    return hidden.index_select(0, kept), targets, count
 
 
 class NextTokenObjective:
@@ -84,26 +102,11 @@ class NextTokenObjective:
             hidden = model.hidden(batch.inputs, layout=batch.layout).flatten(0, 1)
         else:
             raise UserError("only a Transformer reads packed documents: choose packing=stream")
-        targets = batch.targets.flatten().to(hidden.device)
-        if bool((targets == IGNORE).any()):
-            kept = (targets != IGNORE).nonzero().squeeze(1)
-            count = kept.numel()
-            # Round up with ignored positions: see `padding.MULTIPLE`.
-            kept = F.pad(kept, (0, -count % MULTIPLE))
-            hidden, targets = hidden.index_select(0, kept), targets[kept]
-            targets[count:] = IGNORE
-        else:
-            count = targets.numel()
+        hidden, targets, count = counted(hidden, batch.targets)
         balance = model.auxiliary_loss() if isinstance(model, Transformer) else None
-        if isinstance(model, Transformer) and len(hidden) * model.vocab_size > LARGE_LOGITS:
-            loss = chunked_cross_entropy(model.before_head(hidden), *model.head(), targets)
-        else:
-            loss = self.cross_entropy(model, hidden, targets)
-        return LossTerms(
-            loss,
-            count,
-            regulariser=None if balance is None else balance * count,
-        )
+        large = len(hidden) * model.vocab_size > LARGE_LOGITS
+        loss = (cross_entropy_sum if large else self.cross_entropy)(model, hidden, targets)
+        return LossTerms(loss, count, regulariser=None if balance is None else balance * count)
 
 
 def token_batch(tokens: Tensor) -> TokenBatch:

@@ -204,6 +204,11 @@ class Tokenizer:
         return self.special_id(END_OF_TEXT if name is None else name_of(name))
 
     @property
+    def ends_texts(self) -> bool:
+        """Whether there is a token behind every document: see `end_of_text`."""
+        return self._config.get("eos_token") is not None or END_OF_TEXT in self.special_tokens
+
+    @property
     def pad(self) -> int:
         """Id that fills up short sequences: `pad_token` of the configuration, else `<|pad|>`; where there is neither,
         as in GPT-2's and LLaMA's, the end of text (whoever pads knows the lengths and does not ask for the id)."""
