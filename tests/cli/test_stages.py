@@ -216,3 +216,69 @@ def test_an_interrupted_stage_is_kept(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), StageFolder(tmp_path / "out", "sft", {}, resume=False):
         raise KeyboardInterrupt
     assert (tmp_path / "out" / "command.json").exists()
+
+
+# --- other forms, other models ---------------------------------------------------------------------------------------
+
+
+def test_a_converted_checkpoint_scores_the_same(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "text.py"
+    file.write_text(inspect.getsource(textwrap.dedent))
+    facts = result(capsys, "convert", made / "base", tmp_path / "half", "--dtype", "bfloat16", "--shard-size", "0.0001")
+    assert facts["dtype"] == "bfloat16"
+    assert "model.safetensors.index.json" in facts["files"]
+    before, after = (result(capsys, "score", folder, file) for folder in (made / "base", tmp_path / "half"))
+    assert after["tokens"] == before["tokens"]
+    assert after["bits_per_byte"] == pytest.approx(before["bits_per_byte"], rel=0.01)
+    assert main(["convert", str(made / "base"), str(tmp_path / "half")]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert main(["convert", str(made / "base"), str(tmp_path / "opt"), "--family", "opt"]) == 2
+    assert "cannot be written as opt" in capsys.readouterr().err
+    assert not (tmp_path / "opt").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [("recurrent", ["--set", "model.cell=gru"]), ("convolutional", []), ("transformer", ["--set", "model.experts=2"])],
+)
+def test_other_networks_train_generate_and_score(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, parts: list[str]
+) -> None:
+    words = ["pretrain", made / "corpus", "--model", kind, *SMALL, *parts, "--out", tmp_path / "model"]
+    assert result(capsys, *words)["facts"]["parameters"] > 0
+    assert ok(capsys, "generate", tmp_path / "model", "def f(", "--max-tokens", "5")
+    file = tmp_path / "text.py"
+    file.write_text("import os\n")
+    assert 0 < result(capsys, "score", tmp_path / "model", file)["bits_per_byte"] < 20
+
+
+def test_a_model_file_describes_a_network(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text("kind: transformer\nlayers: 1\nwidth: 64\ncontext_length: 32\npositions: alibi\nqk_norm: false\n")
+    few = ["--steps", "1", "--tokenizer", "byte", "--set", "pilot_share=0", "--set", "validation_tokens=64"]
+    ok(capsys, "pretrain", made / "corpus", "--model", file, *few, "--out", tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["positions"] == "alibi"
+    for text, message in (
+        ("kind: mamba\n", "kind 'mamba' is not one of transformer, recurrent"),
+        ("- a\n", "is not a mapping of fields to values"),
+        (
+            "kind: recurrent\nlayers: 1\nwidth: 64\ncell: rnn\n",
+            "cell: input should be 'elman', 'gru', 'lstm' or 'mlstm'",
+        ),
+        ("layers: 1\nwidth: 64\nlayrs: 2\n", "layrs: extra inputs are not permitted"),
+    ):
+        file.write_text(text)
+        assert main(["pretrain", str(made / "corpus"), "--model", str(file), *few, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
+def test_the_ladder_is_a_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--budget", "0.3s", "--set", "networks=[feed-forward]", "--set", "orders=[2]", "--set", "points=1"]
+    options += ["--set", "context_length=32"]
+    words = ["bench", "ladder", made / "corpus", *options, "--out", tmp_path / "ladder"]
+    table = ok(capsys, *words)
+    assert "2-gram" in table
+    assert "feed-forward" in table
+    assert (tmp_path / "ladder" / "ladder.svg").exists()
+    assert [row["name"] for row in result(capsys, *words, "--resume")["models"]] == ["2-gram", "feed-forward"]

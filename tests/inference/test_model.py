@@ -200,7 +200,7 @@ def test_generation_ends_where_the_checkpoint_says(folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder):
-    train_tokenizer(["".join(map(chr, range(200, 700)))], "char", 500).save(folder)
+    train_tokenizer(["".join(map(chr, range(200, 700)))], "char", 600).save(folder)
     with pytest.raises(UserError, match=r"the tokenizer has \d+ tokens and the model knows 260"):
         load(folder, "cpu")
     (folder / "tokenizer.json").unlink()
