@@ -231,7 +231,7 @@ def test_a_converted_checkpoint_scores_the_same(made: Path, tmp_path: Path, caps
     assert after["tokens"] == before["tokens"]
     assert after["bits_per_byte"] == pytest.approx(before["bits_per_byte"], rel=0.01)
     assert main(["convert", str(made / "base"), str(tmp_path / "half")]) == 2
-    assert "is not an empty folder" in capsys.readouterr().err
+    assert "nothing is overwritten" in capsys.readouterr().err
     assert main(["convert", str(made / "base"), str(tmp_path / "opt"), "--family", "opt"]) == 2
     assert "cannot be written as opt" in capsys.readouterr().err
     assert not (tmp_path / "opt").exists()

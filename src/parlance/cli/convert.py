@@ -43,9 +43,10 @@ def convert(
     Example: parlance convert my-model half --dtype bfloat16
     """
     from parlance.cli import output
-    from parlance.cli.stage_folder import new_folder
     from parlance.core.errors import UserError
 
+    if out.exists() and (to != "huggingface" or not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists; nothing is overwritten: choose another DST")
     if not source.exists():
         raise UserError(f"there is no {source}; name a checkpoint folder or a model file")
     from parlance.inference.model import resolve_model_folder
@@ -56,8 +57,6 @@ def convert(
     if to != "huggingface":
         from parlance.models.conversion import convert_to_arpa, convert_to_llama2c
 
-        if out.exists():
-            raise UserError(f"{out} already exists; choose another name")
         if family is not None or dtype is not None or tokenizer is not None:
             raise UserError("--family, --dtype and --tokenizer belong to --to huggingface")
         facts = (convert_to_llama2c if to == "llama2c" else convert_to_arpa)(source, out)
@@ -69,7 +68,7 @@ def convert(
         types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         facts = convert_checkpoint(
             source,
-            new_folder(out),
+            out,
             family=family,
             dtype=None if dtype is None else types[dtype],
             shard_bytes=max(1, int(shard_size * 1e9)),

@@ -18,12 +18,19 @@ from parlance.models.transformer import Transformer
 
 
 @torch.inference_mode()
-def stream(model: LanguageModel, prompt: Sequence[int], config: SamplingConfig, stop: Collection[int]) -> Iterator[int]:
+def stream(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    stop: Collection[int],
+    vocab_size: int | None = None,
+) -> Iterator[int]:
     """Yield generated ids one by one; a token of `stop` ends the text and is not yielded.
 
     Work per token is constant in the prompt's length but for attention. Where the context is full, generation ends or,
     with `overflow="slide"`, goes on from the second half of the context. An encoder-decoder reads the prompt as its
-    source. Raises UserError when the prompt is empty, holds an id outside the vocabulary, or leaves no room.
+    source. `vocab_size`: only ids below it are drawn (that of a tokenizer smaller than the model). Raises UserError
+    when the prompt is empty, holds an id outside the vocabulary, or leaves no room.
     """
     checked_prompt(model, prompt)
     slides = config.overflow == "slide" and model.context_length is not None
@@ -44,7 +51,7 @@ def stream(model: LanguageModel, prompt: Sequence[int], config: SamplingConfig, 
     logits, state = model.forward(torch.tensor([text], dtype=torch.int64), state)
     used = len(text)
     for remaining in range(min(config.max_tokens, room), 0, -1):
-        token = int(sample(logits[:, -1].cpu(), config, generator))
+        token = int(sample(logits[:, -1, :vocab_size].cpu(), config, generator))
         if token in stop:
             return
         yield token

@@ -16,7 +16,7 @@ import torch
 from parlance.core.artifacts import read_json
 from parlance.core.devices import fast_bfloat16, select_device
 from parlance.core.errors import UserError
-from parlance.inference.generation import stream
+from parlance.inference.generation import checked_prompt, stream
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model, read_values
@@ -30,6 +30,8 @@ from parlance.models.tensor_files import weight_bytes_of
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
 from parlance.text.tokenizers import Tokenizer, import_tokenizer
+from parlance.text.tokenizers.assembly import surrounded
+from parlance.text.tokenizers.tokenizer import read_config
 
 MASK = "[MASK]"
 """The mask of tokenizers that were made for encoders."""
@@ -37,6 +39,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 SMALL_BYTES = 64_000_000
 """Files up to this size are computed in float32: 16 million parameters are read so fast that less is no gain."""
+BEGINNING = ("llama", "mistral", "mixtral", "opt")
+"""Families whose texts begin with a token of their own, where no file says otherwise."""
+ENDING = ("t5",)
+"""Families whose sources end with one."""
 MOST_ADVANCED = ("policy", "sft", "base", "ngram", "exact")
 """A run directory stands for the first of these it holds."""
 
@@ -98,7 +104,7 @@ class Model:
     def _stream(self, tokens: list[int], sampling: SamplingConfig) -> Iterator[str]:
         produced = b""
         shown = 0
-        for token in stream(self.language_model, tokens, sampling, self.stop):
+        for token in stream(self.language_model, tokens, sampling, self.stop, self.tokenizer.vocab_size):
             # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
             produced += self.tokenizer.continued_bytes(token)
             text = produced.decode("utf-8", errors="replace")
@@ -122,6 +128,7 @@ class Model:
         tokens = self.tokenizer.encode(text)
         before, _ = self.tokenizer.surrounding
         start = before[-1] if before else self.tokenizer.end_of_text
+        checked_prompt(self.language_model, [start, *tokens])
         log_probs = document_log_probs(self.language_model, [tokens], start)[0]
         size = int(self.tokenizer.token_byte_lengths[tokens].sum())
         if not size:
@@ -168,7 +175,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
         dtype = _dtype(precision, small=weight_bytes_of(folder) <= SMALL_BYTES, device=place)
         # Weights come from the file in the type that they are computed in: where that is theirs, nothing is copied.
         model = load_language_model(folder, dtype)
-        tokenizer = _tokenizer(folder)
+        tokenizer = _tokenizer(folder, str(values.get("model_type")))
     if isinstance(model, NeuralLanguageModel):
         model.compute_dtype = dtype
         model = model.to(place).requires_grad_(False)
@@ -189,14 +196,27 @@ def _dtype(precision: Precision, *, small: bool, device: torch.device) -> torch.
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, in whatever form; one without a token that ends texts gets one."""
+def _tokenizer(folder: Path, family: str) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, in whatever form; one without a token that ends texts gets one.
+
+    A tokenizer.json says what stands around a text; other forms leave that to tokenizer_config.json, and it to the
+    habits of the family.
+    """
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.load(folder)
         if tokenizer.ends_texts:
             return tokenizer
     try:
-        return import_tokenizer(folder)
+        tokenizer = import_tokenizer(folder)
+        if (folder / "tokenizer.json").exists():
+            return tokenizer
+        path = folder / "tokenizer_config.json"
+        said = read_config(path) if path.exists() else {}
+        return surrounded(
+            tokenizer,
+            begins=bool(said.get("add_bos_token", family in BEGINNING)),
+            ends=bool(said.get("add_eos_token", family in ENDING)),
+        )
     except UserError as error:
         raise UserError(f"{folder} holds a model without its tokenizer: {error}") from error
 
@@ -206,8 +226,13 @@ def _ends(folder: Path, values: Values) -> list[int]:
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
     found = (generation if isinstance(generation, dict) else {}).get("eos_token_id", values.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    return [index for index in ids if isinstance(index, int) and not isinstance(index, bool)]
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    wrong = [index for index in ids if isinstance(index, bool) or not isinstance(index, int)]
+    if wrong or not isinstance(generation, dict):
+        raise UserError(
+            f"{path if path.exists() else folder}: eos_token_id {found!r} is not a token id or a list of them"
+        )
+    return ids
 
 
 def _masked(encoder: Transformer, tokenizer: Tokenizer, values: Values, folder: Path) -> MaskedLanguageModel:

@@ -162,12 +162,15 @@ def _parts(
 def _stacked(
     folder: Path, entry: Stacked, tensor: Callable[[str], Tensor], shape: torch.Size, dtype: torch.dtype
 ) -> Tensor:
-    out = torch.empty(shape, dtype=dtype)
+    out: Tensor | None = None
     for number, name in enumerate(entry.theirs):
         stored = tensor(name)
         if stored.shape != shape[1:]:
             raise UserError(f"{folder}: {name} has shape {tuple(stored.shape)}, not {tuple(shape[1:])}")
+        if out is None:  # not before: a wrong size could be anything
+            out = torch.empty(shape, dtype=dtype)
         out[number] = stored
+    assert out is not None
     return out
 
 

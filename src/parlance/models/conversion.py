@@ -8,6 +8,7 @@ same; a family that cannot say a part of the model is refused.
 """
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ from parlance.models.llama2c import read_llama2c, write_llama2c
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_arpa import read_arpa, write_arpa
-from parlance.models.tensor_files import SHARD_BYTES, stored_type, write_tensors
+from parlance.models.tensor_files import PICKLE_WARNING, SHARD_BYTES, stored_type, write_tensors
 from parlance.models.transformer import Transformer
 from parlance.text.tokenizers import Tokenizer, import_tokenizer
-from parlance.text.tokenizers.assembly import beginning_with, spaced_words
+from parlance.text.tokenizers.assembly import spaced_words, surrounded
 from parlance.text.tokenizers.special_tokens import SPACE
 
 TOKENIZER_FILES = (
@@ -65,6 +66,8 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[LanguageMod
         return _open_arpa(path)
     if path.suffix != ".bin":
         return read_character_rnn(path)
+    if zipfile.is_zipfile(path):
+        raise UserError(f"{path} is a pickle, {PICKLE_WARNING}")
     model = read_llama2c(path)
     if tokenizer is None:
         found = sorted(file for file in path.parent.glob("tok*.bin") if file != path)
@@ -74,7 +77,7 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[LanguageMod
                 f"name it: parlance convert {path} DIR --tokenizer FILE"
             )
         tokenizer = found[0]
-    opened = beginning_with(import_tokenizer(tokenizer), "<s>")
+    opened = surrounded(import_tokenizer(tokenizer), begins=True, ends=False)
     if opened.vocab_size > model.vocab_size:
         raise UserError(
             f"{tokenizer} has {opened.vocab_size} tokens and the model {model.vocab_size}: not its tokenizer"

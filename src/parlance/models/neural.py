@@ -72,6 +72,8 @@ class NeuralLanguageModel(nn.Module, ABC):
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, T, V) fp32 of tokens (B, T) int64, and the state to continue from (extended in place)."""
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise UserError(f"tokens are integers (B, T), not {tokens.dtype} {tuple(tokens.shape)}")
         if not tokens.numel():
             raise UserError("there is nothing to read: the input has no tokens")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.embed_tokens.num_embeddings:

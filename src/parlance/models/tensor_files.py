@@ -27,7 +27,11 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 """Larger checkpoints are written as several files of at most this size."""
 
-_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+PICKLE_WARNING = (
+    "which can run any program when it is opened: on a machine without secrets, load it with transformers and "
+    "save_pretrained it, which writes safetensors"
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 """How the first BERT files call what all others call weight and bias."""
@@ -43,6 +47,7 @@ class TensorFiles:
         try:
             for path in _weight_files(folder):
                 self._open(path)
+            self._check_index()
         except BaseException:
             self._stack.close()
             raise
@@ -68,6 +73,16 @@ class TensorFiles:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
+    def _check_index(self) -> None:
+        """Raises UserError where the index names a tensor that no file holds."""
+        if (self.folder / WEIGHTS).is_file():
+            return
+        missing = sorted(
+            read_json(self.folder / INDEX)["weight_map"].keys() - {name for _, name in self._homes.values()}
+        )
+        if missing:
+            raise UserError(f"{self.folder / INDEX} names the tensor {missing[0]}, which no file of the folder holds")
+
     @property
     def names(self) -> set[str]:
         """All tensors."""
@@ -86,22 +101,22 @@ class TensorFiles:
             tensor: Tensor = file.get_tensor(stored)
         except SafetensorError as error:
             raise UserError(f"{self.folder / WEIGHTS} is damaged: {error}") from error
-        if not tensor.is_floating_point():
+        if tensor.dtype not in _TYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{self.folder}: tensor {name} is of type {kind}; quantised checkpoints are not read here")
-        # A sum is a number if and only if all its terms are (overflow of fp32 aside); one pass over memory.
-        if tensor.numel() and not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
+        # A sum of numbers is one, unless it overflows; one pass over memory, and no copy unless it looks wrong.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor.sum(dtype=torch.float64)):
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite numbers (NaN or infinity)")
         return tensor
 
 
 def weight_bytes_of(folder: Path) -> int:
     """Bytes of a folder's safetensors files; 0 where it has none (an n-gram model)."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def stored_type(folder: Path) -> torch.dtype:
-    """The type of most numbers in a folder's files: float32, float16 or bfloat16 (float32 for others)."""
+    """The type of most numbers in a folder's files."""
     with TensorFiles(folder) as files:
         sizes = dict.fromkeys(_TYPES, 0)
         for name in files.names:
@@ -113,26 +128,25 @@ def stored_type(folder: Path) -> torch.dtype:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder. Raises UserError where there are none, or one of the index is missing."""
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
+    if (folder / WEIGHTS).is_symlink():
+        raise UserError(f"{folder / WEIGHTS} is a link to a file that is not there; copy the file itself")
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
         files = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
             raise UserError(f"{folder / INDEX} has no weight_map of tensor names to file names")
         paths = [folder / name for name in sorted(set(files.values()))]
-        for path in paths:
-            if path.parent != folder:
-                raise UserError(f"{folder / INDEX} names {path.name}, a file outside the folder")
-            if not path.exists():
-                raise UserError(f"{folder} holds no {path.name}, which its index names; copy the folder again")
+        for name, path in zip(sorted(set(files.values())), paths, strict=True):
+            if name != path.name or name in (".", ".."):
+                raise UserError(f"{folder / INDEX} names {name[:100]}, which is not a file of the folder")
+            if len(name) > 255 or not path.is_file():
+                raise UserError(f"{folder} holds no {name[:100]}, which its index names; copy the folder again")
         return paths
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise UserError(
-            f"{folder} holds its weights as {pickles[0]}, a pickle, which can run any program when it is opened: "
-            "on a machine without secrets, load it with transformers and save_pretrained it, which writes safetensors"
-        )
+        raise UserError(f"{folder} holds its weights as {pickles[0]}, a pickle, {PICKLE_WARNING}")
     raise UserError(f"{folder} holds no {WEIGHTS}; is it a finished checkpoint?")
 
 

@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 
 from parlance.core.config import Config
 
+MOST = 2**31 - 1
+"""Largest size that is believed: what is beyond is no model."""
+
 
 class RotaryScaling(Config):
     """How rotary positions reach beyond the length a model was trained on."""
@@ -30,9 +33,9 @@ class RotaryScaling(Config):
     """llama3: wavelengths above original / this are divided by `factor`."""
     high_frequency_factor: float = 4.0
     """llama3: wavelengths below original / this are kept."""
-    beta_fast: float = 32.0
+    beta_fast: float = Field(default=32.0, gt=0)
     """yarn: frequencies that turn more often than this within the original context are kept."""
-    beta_slow: float = 1.0
+    beta_slow: float = Field(default=1.0, gt=0)
     """yarn: those that turn less often than this are divided by `factor`."""
     attention_factor: float | None = None
     """yarn: scale of cos and sin; None: 0.1 ln(factor) + 1."""
@@ -52,21 +55,21 @@ class RotaryScaling(Config):
 class TransformerConfig(Config):
     """Sizes and parts of one stack of Transformer blocks with its embedding and head."""
 
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MOST)
     """Rows of the embedding (V)."""
-    context_length: int = Field(ge=1)
+    context_length: int = Field(ge=1, le=MOST)
     """Longest sequence the model may see (tokens)."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=MOST)
     """Size of the residual stream (D)."""
-    layers: int = Field(ge=0)
+    layers: int = Field(ge=0, le=1024)
     """Number of blocks."""
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=MOST)
     """Query heads (H)."""
-    kv_heads: int | None = Field(default=None, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1, le=MOST)
     """Key/value heads (K), a divisor of `heads`: 1 is multi-query attention; None: as many as `heads`."""
-    head_width: int = Field(default=64, ge=1)
+    head_width: int = Field(default=64, ge=1, le=2**20)
     """Size of one head (E)."""
-    mlp_width: int | None = Field(default=None, ge=1)
+    mlp_width: int | None = Field(default=None, ge=1, le=MOST)
     """Feed-forward width (F); None: 8/3 of `width` with a gate, 4 times without, rounded up to a multiple of 64."""
     causal: bool = True
     """Whether a token sees only what is before it; False: an encoder."""
@@ -75,7 +78,7 @@ class TransformerConfig(Config):
 
     positions: Literal["rotary", "learned", "sinusoidal", "alibi", "relative", "none"] = "rotary"
     """Su et al. 2021; a table; Vaswani et al. 2017; Press et al. 2022; T5's buckets (Raffel et al. 2020); nothing."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary frequencies."""
     rotary_width: int | None = Field(default=None, ge=2, multiple_of=2)
     """How many of a head's E components turn; None: all."""
@@ -133,7 +136,7 @@ class TransformerConfig(Config):
     mlp_bias: bool = False
     """Biases of the feed-forward."""
 
-    experts: int | None = Field(default=None, ge=1)
+    experts: int | None = Field(default=None, ge=1, le=2**14)
     """Feed-forwards to choose from; None: one, always used."""
     experts_per_token: int = Field(default=2, ge=1)
     """How many of them a token passes through."""
@@ -147,9 +150,9 @@ class TransformerConfig(Config):
     router_z_loss: float = Field(default=0.001, ge=0)
     """Weight of the squared size of the router's scores in training (Zoph et al. 2022)."""
 
-    embedding_width: int | None = Field(default=None, ge=1)
+    embedding_width: int | None = Field(default=None, ge=1, le=MOST)
     """Size of a token's embedding where it is not D (OPT-350m: projected in and out); None: D."""
-    token_types: int = Field(default=0, ge=0)
+    token_types: int = Field(default=0, ge=0, le=MOST)
     """Rows of the table of segment embeddings (BERT: 2)."""
     tie_embeddings: bool = False
     """Whether the output head is the embedding matrix."""
@@ -172,6 +175,11 @@ class TransformerConfig(Config):
             raise ValueError(f"head_width {self.head_width} is odd, and rotary positions turn components in pairs")
         if self.rotary_width is not None and self.rotary_width > self.head_width:
             raise ValueError(f"rotary_width {self.rotary_width} is more than head_width {self.head_width}")
+        exact = self.relative_buckets // (2 if self.causal else 4)
+        if self.positions == "relative" and self.relative_max_distance <= exact:
+            raise ValueError(
+                f"relative_max_distance {self.relative_max_distance} must be above {exact}, half the buckets"
+            )
         if self.experts is not None and self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
         if self.norm_placement == "post" and self.block == "parallel":

@@ -33,6 +33,7 @@ def read_decoder(reader: ConfigReader, *, length: int, theta: float = 10_000.0) 
     heads, width = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     length = reader.integer("max_position_embeddings", "max_sequence_length", default=length)
     reader.only("hidden_act", "silu", "swish")
+    reader.only("use_mrope", False)
     reader.passed_over("head_dim")  # where it is null
     return {
         "vocab_size": reader.integer("vocab_size"),

@@ -34,6 +34,8 @@ _OFFSET = 2
 
 def _read(reader: ConfigReader) -> TransformerConfig:
     reader.only("layer_norm_elementwise_affine", True)
+    reader.only("learned_embeddings", True)
+    reader.only("scale_embeddings", False)
     reader.passed_over("layerdrop")  # of training
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     embedding_width = reader.integer("word_embed_proj_dim", default=width)

@@ -17,20 +17,28 @@ _KINDS = ("linear", "dynamic", "yarn", "llama3")
 
 def read_rotary(reader: ConfigReader, context_length: int, *, theta: float = 10_000.0) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` of TransformerConfig. `theta`: the family's base where the file names none."""
-    old, new = reader.nested("rope_scaling"), reader.nested("rope_parameters")
+    old, new = (_spelled(reader.nested(name)) for name in ("rope_scaling", "rope_parameters"))
     shared = [name for name in old.values if name in new.values and old.values[name] != new.values[name]]
     if shared:
         raise reader.error(f"rope_scaling and rope_parameters have different values of {shared[0]}; remove one of them")
     fields = ConfigReader({**new.values, **old.values}, reader.where)
     base = fields.number("rope_theta", default=reader.number("rope_theta", default=theta))
-    kind = fields.value("rope_type", "type", default="default")
-    fields.passed_over("type")
+    kind = fields.value("rope_type", default="default")
     fields.only("partial_rotary_factor", 1.0)
     if kind != "default" and kind not in _KINDS:
         raise reader.error(f"rope_type {kind!r} is not supported (only default, {', '.join(_KINDS)})")
     scaling = None if kind == "default" else _read_scaling(fields, kind, context_length)
     fields.finish()
     return {"rope_theta": base, "rope_scaling": scaling}
+
+
+def _spelled(fields: ConfigReader) -> ConfigReader:
+    """Old files say `type` where new ones say `rope_type`."""
+    values = dict(fields.values)
+    if "type" in values:
+        values.setdefault("rope_type", values.pop("type"))
+    values.pop("type", None)
+    return ConfigReader(values, fields.where)
 
 
 def _read_scaling(fields: ConfigReader, kind: Any, context_length: int) -> RotaryScaling:
@@ -41,6 +49,8 @@ def _read_scaling(fields: ConfigReader, kind: Any, context_length: int) -> Rotar
         fields.passed_over("original_max_position_embeddings")
         return RotaryScaling(kind=kind, factor=fields.number("factor"), original_context_length=context_length)
     original = fields.integer("original_max_position_embeddings", default=context_length)
+    if original < 1:
+        raise fields.error(f"original_max_position_embeddings is {original}, not a length")
     if kind == "llama3":
         return RotaryScaling(
             kind=kind,

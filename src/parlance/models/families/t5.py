@@ -46,6 +46,8 @@ def _read(reader: ConfigReader) -> EncoderDecoderConfig:
     tied, scaled = _head(reader)
     rows, sentinels = reader.integer("vocab_size"), reader.integer("sentinels", default=0)
     layers, head_width = reader.integer("num_layers"), reader.integer("d_kv")
+    if head_width < 1:
+        raise reader.error(f"d_kv is {head_width}, not a size")
     factor = reader.number("query_factor", default=_near(head_width))
     if not _is_power_of_two(factor):
         raise reader.error(f"query_factor is {factor}, not a power of two")

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from parlance.text.chat_template import CHAT_TEMPLATE, END_OF_TURN, START_OF_TURN
 from parlance.text.tokenizers.byte_characters import to_characters
 from parlance.text.tokenizers.patterns import PATTERNS, WORD_PATTERN, PatternName
-from parlance.text.tokenizers.special_tokens import END_OF_TEXT, PAD, SPACE, SPECIAL_TOKENS, UNKNOWN
+from parlance.text.tokenizers.special_tokens import END_OF_TEXT, PAD, SPACE, SPECIAL_TOKENS, UNKNOWN, name_of
 from parlance.text.tokenizers.tokenizer import FORMAT, Tokenizer
 
 
@@ -101,12 +101,23 @@ def spaced_words(vocabulary: Sequence[str], end: str) -> Tokenizer:
     return Tokenizer(backend, config)
 
 
-def beginning_with(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    """A tokenizer whose whole texts begin with the special token `name`: see `Tokenizer.surrounding`."""
+def surrounded(tokenizer: Tokenizer, *, begins: bool, ends: bool) -> Tokenizer:
+    """A tokenizer whose whole texts stand between its BOS (`begins`) and its EOS (`ends`): see `Tokenizer.surrounding`.
+
+    Where it has no BOS of its own, EOS begins texts too (OPT). Raises UserError where there is neither.
+    """
+    if not begins and not ends:
+        return tokenizer
+    config = tokenizer.config
+    last = name_of(config.get("eos_token") or END_OF_TEXT)
+    first = name_of(config.get("bos_token") or last)
+    template = [first] * begins + ["$A"] + [last] * ends
+    names = dict.fromkeys([first] * begins + [last] * ends)
     backend = Backend.from_str(tokenizer.backend_json())
-    token = tokenizer.special_id(name)
-    backend.post_processor = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, token)])
-    return Tokenizer(backend, tokenizer.config)
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(name, tokenizer.special_id(name)) for name in names]
+    )
+    return Tokenizer(backend, config)
 
 
 def add_special(backend: Backend, names: Iterable[str]) -> None:
