@@ -265,7 +265,7 @@ def test_a_model_file_describes_a_network(made: Path, tmp_path: Path, capsys: py
             "kind: recurrent\nlayers: 1\nwidth: 64\ncell: rnn\n",
             "cell: input should be 'elman', 'gru', 'lstm' or 'mlstm'",
         ),
-        ("layers: 1\nwidth: 64\nlayrs: 2\n", "layrs: extra inputs are not permitted"),
+        ("layers: 1\nwidth: 64\nlayrs: 2\n", "the transformer model has no field layrs; its fields: activation, "),
     ):
         file.write_text(text)
         assert main(["pretrain", str(made / "corpus"), "--model", str(file), *few, "--out", str(tmp_path / "no")]) == 2

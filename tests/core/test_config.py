@@ -39,7 +39,7 @@ def test_parsing_names_place_and_field():
         parse_config(Outer, {"inner": {"rate": "x"}}, where="recipe.yaml")
     with pytest.raises(UserError, match=r"recipe\.yaml: speed: extra inputs"):
         parse_config(Outer, {"speed": 1}, where="recipe.yaml")
-    with pytest.raises(UserError, match=r"recipe\.yaml: \(top level\)"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: input should be a valid dictionary"):
         parse_config(Outer, [1], where="recipe.yaml")
 
 

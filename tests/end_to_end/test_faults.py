@@ -212,7 +212,7 @@ def test_rankings_without_any_preference(capsys: pytest.CaptureFixture[str], own
         ("--set=layers=3", "there is no field layers; fields here: budget_seconds, checkpoint_seconds"),
         ("--set=pretraining.layers=many", "pretraining.layers: input should be a valid integer"),
         ("--set=pretraining.layers=0", "pretraining.layers: input should be greater than or equal to 1"),
-        ("--set=pretraining.width=100", "pretraining.width: input should be a multiple of 64"),
+        ("--set=pretraining.width=100", "pretraining: width 100 is not a multiple of 64, the width of one head"),
         ("--set=pretraining.batch_size=-1", "pretraining.batch_size: input should be greater than or equal to 1"),
         ("--set=policy.ppo.temperature=.nan", "policy.ppo.temperature: input should be a finite number"),
         ("--set=policy.ppo.max_tokens=300", "leaves no room for its prompt in a context of 256"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from parlance.inference import scoring
 from parlance.inference.scoring import document_log_probs, windows
 from parlance.models.ngram import NGramModel
+from parlance.models.recurrent import Recurrent, RecurrentConfig
 
 END = 256
 
@@ -126,3 +127,14 @@ def test_any_other_model_of_the_contract_is_scored_whole():
         before = torch.tensor([END, *text[:-1]])
         expected = model.table.log_softmax(-1)[before, torch.tensor(text)]
         assert scored == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_long_document_goes_through_a_model_without_a_bound_in_pieces(monkeypatch):
+    model = Recurrent(RecurrentConfig(vocab_size=260, layers=1, width=24, cell="gru"))
+    model.initialise(torch.Generator().manual_seed(0))
+    document = torch.randint(0, 256, (70,), generator=torch.Generator().manual_seed(1)).tolist()
+    whole = document_log_probs(model, [document, [5]], END)
+    monkeypatch.setattr(scoring, "PIECE", 16)
+    pieces = document_log_probs(model, [document, [5]], END)
+    np.testing.assert_allclose(pieces[0], whole[0], atol=1e-5)
+    np.testing.assert_allclose(pieces[1], whole[1], atol=1e-5)

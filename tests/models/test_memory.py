@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from parlance.core.errors import UserError
-from parlance.models.memory import activation_bytes, state_bytes, training_bytes, weight_bytes
+from parlance.models.memory import activation_bytes, state_bytes, training_bytes
 from parlance.models.recurrent import Recurrent, RecurrentConfig
 
 GPT2_LIKE = {
@@ -37,7 +37,7 @@ def test_activations_are_what_the_allocator_keeps(tiny_transformer, parts, dtype
     model.zero_grad(set_to_none=True)
     real, result = allocated(lambda: model.logits(model.hidden(tokens)))
     assert activation_bytes(model, 8, 256) == pytest.approx(real, rel=0.01)
-    assert training_bytes(model, 8, 256, moments=2) == weight_bytes(model) * 4 + activation_bytes(model, 8, 256)
+    assert training_bytes(model, 8, 256, moments=2) == model.weight_bytes() * 4 + activation_bytes(model, 8, 256)
     del result
 
 
@@ -51,12 +51,14 @@ def test_states_and_weights_are_what_the_allocator_gives(tiny_transformer, dtype
         real, state = allocated(lambda model=model: model.new_state(3, 50))
         assert state_bytes(model, 3, 50) == real
         copied, twin = allocated(lambda model=model: model.inference_copy())
-        assert weight_bytes(twin) == weight_bytes(model) * dtype.itemsize // 4
+        assert twin.weight_bytes() == model.weight_bytes() * dtype.itemsize // 4
         if dtype == torch.float32:
-            assert copied == weight_bytes(model)
+            assert copied == model.weight_bytes()
         del state, twin
 
 
 def test_experts_cannot_be_counted_beforehand(tiny_transformer):
     with pytest.raises(UserError, match="depends on its data"):
         activation_bytes(tiny_transformer(experts=4), 2, 8)
+    with pytest.raises(UserError, match="of Transformers alone"):
+        activation_bytes(Recurrent(RecurrentConfig(vocab_size=50, layers=1, width=8)), 2, 8)

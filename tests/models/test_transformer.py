@@ -318,8 +318,9 @@ def test_floating_point_operations_are_those_torch_counts(model, length):
     with FlopCounterMode(display=False) as counter:
         model.logits(model.hidden(tokens)).float().sum().backward()
     config = model.config
-    other_half = 6.0 * config.layers * config.heads * config.head_width * length
-    assert counter.get_total_flops() == (config.training_flops_per_token(length) + other_half) * tokens.numel()
+    assert counter.get_total_flops() == 3 * config.forward_flops_per_token(length, masked=True) * tokens.numel()
+    halves = config.layers * config.heads * config.head_width * 2.0 * length
+    assert config.forward_flops_per_token(length) + halves == config.forward_flops_per_token(length, masked=True)
 
 
 def test_initialisation_starts_every_block_as_the_identity():

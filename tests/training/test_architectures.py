@@ -68,13 +68,25 @@ def test_a_recurrent_encoder_decoder_takes_its_fields():
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        ("encoder-decoder", {"nonsense": 1}, r"the encoder-decoder model: encoder\.nonsense: extra inputs"),
+        (
+            "encoder-decoder",
+            {"nonsense": 1},
+            r"encoder-decoder model has no field nonsense; its fields: .*, norm, ",
+        ),
         ("encoder-decoder", {"decoder": 3}, r"model\.decoder is 3; give a mapping"),
         ("encoder-decoder", {"head_width": 48}, "width 128 is not a multiple of 48"),
         ("encoder-decoder", {"sentinels": "many"}, "model.sentinels is 'many'; give a whole number"),
+        ("transformer", {"causal": False}, r"model\.causal is not set there: it follows from the kind of model"),
+        ("transformer", {"heads": 0}, r"model\.heads is 0; give a whole number that divides the width 128"),
+        ("transformer", {"heads": "a"}, r"model\.heads is 'a'; give a whole number"),
+        ("encoder-decoder", {"sentinels": 2}, r"model\.sentinels is 2; give a whole number, 3 or more"),
         ("encoder-decoder", {"layers": 3}, r"model\.layers is not set there"),
         ("recurrent-attention", {"start_token": 900}, "start_token and empty_source are rows of the embedding"),
-        ("recurrent-attention", {"heads": 2}, "the recurrent-attention model: heads: extra inputs"),
+        (
+            "recurrent-attention",
+            {"heads": 2},
+            "recurrent-attention model has no field heads; its fields: attention, cell",
+        ),
     ],
 )
 def test_what_does_not_fit_is_a_user_error(kind, fields, message):

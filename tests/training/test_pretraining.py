@@ -20,6 +20,7 @@ from parlance.training.loop import Budget
 from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch
 from parlance.training.pretraining import (
     PretrainingConfig,
+    check,
     choose_shape,
     make_task,
     pretrain,
@@ -437,6 +438,5 @@ def test_noise_needs_a_stream_and_rows_of_its_own():
     encoder = SMALL.model_copy(update={"architecture": "encoder"})
     with pytest.raises(UserError, match="the encoder has 261 tokens and the tokenizer 300: there is none for the mask"):
         make_task(encoder, shape(1, 64, 260, encoder), 300)
-    few = SMALL.model_copy(update={"architecture": "recurrent-attention", "model": {"sentinels": 2}})
-    with pytest.raises(UserError, match=r"needs two sentinels or more, and this model has 1: set model\.sentinels"):
-        task_of(few)
+    with pytest.raises(UserError, match="only a Transformer without dilated attention reads packed documents"):
+        check(encoder.model_copy(update={"packing": "best-fit"}))

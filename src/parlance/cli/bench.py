@@ -18,7 +18,7 @@ def ladder(
     ] = None,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for each network: 30s, 2m.")] = "60s",
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="byte|bpe:N|DIR", help="What all models read.")
+        str, typer.Option("--tokenizer", metavar="byte|bpe:N|char:N|word:N|DIR", help="What all models read.")
     ] = "byte",
     seed: options.Seed = 0,
     device: options.Device = "auto",

@@ -284,15 +284,20 @@ def training_for(
     """The settings for `--model`, with --order and --set applied; None: there are none (exact)."""
     from parlance.core.config import override
     from parlance.models.ngram_smoothing import NGramTraining
+    from parlance.training.pretraining import check
 
     if model == "exact":
         if order is not None or assignments:
             raise UserError("--model exact takes no --order and no --set: it keeps the whole text")
         return None
     if model == "ngram":
+        if order is not None and any(assignment.startswith("order=") for assignment in assignments):
+            raise UserError("--order and --set order= say the same: give one of them")
         base = NGramTraining() if order is None else NGramTraining(order=order)
         return override(base, assignments)
-    return override(pretraining_for(model), assignments)
+    config = override(pretraining_for(model), assignments)
+    check(config)
+    return config
 
 
 def pretraining_for(model: str) -> "PretrainingConfig":

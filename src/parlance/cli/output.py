@@ -1,6 +1,7 @@
 """What the small commands print: facts, cards, tokens, streams of text; or one JSON object with --json."""
 
 import json as json_module
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -24,8 +25,16 @@ def printable(text: str) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line of standard output."""
-    sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
+    """One JSON object on one line of standard output; what is infinite or no number is null, as JSON has neither."""
+    sys.stdout.write(json_module.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_facts(facts: dict[str, Any], *, json: bool) -> None:

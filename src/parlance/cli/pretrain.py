@@ -22,7 +22,10 @@ def pretrain(
         ),
     ] = "transformer",
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="byte|bpe:N|DIR", help="Train one of N tokens here, or take DIR's.")
+        str,
+        typer.Option(
+            "--tokenizer", metavar="byte|bpe:N|char:N|word:N|DIR", help="Train one of N tokens here, or take DIR's."
+        ),
     ] = "bpe:4096",
     order: Annotated[
         int | None, typer.Option("--order", min=1, max=9, help="Longest n-gram (--model ngram). Default: 5.")

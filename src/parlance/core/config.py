@@ -33,8 +33,10 @@ def parse_config(kind: type[ConfigT], values: Any, *, where: str) -> ConfigT:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        raise UserError(f"{where}: {field}: {first['msg'].lower()}") from error
+        field = "".join(f"{part}." for part in first["loc"]).rstrip(".")
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
+        raise UserError(f"{where}: {field}: {reason}" if field else f"{where}: {reason}") from error
 
 
 def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:

@@ -65,6 +65,8 @@ def percent(value: float) -> str:
 
 def figure(value: float) -> str:
     """A number of unknown kind: whole numbers in groups, others with up to four significant digits."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite" if value > 0 else "\N{MINUS SIGN}infinite"
     if value == int(value):
         return count(value).replace("-", "\N{MINUS SIGN}")
     if abs(value) >= 1000:

@@ -36,15 +36,17 @@ def stream(
     slides = config.overflow == "slide" and model.context_length is not None
     half = (model.context_length or 0) // 2
     text = list(prompt)
-    if slides and model.context_length is not None and len(text) >= model.context_length:
-        text = text[-half:]
     if isinstance(model, ConditionalLanguageModel):
+        # The source slides; what is written ends where the decoder's context does.
+        if slides and model.source_length is not None:
+            text = text[-model.source_length :]
+        if model.source_length is not None and len(text) > model.source_length:
+            raise UserError(_too_long(len(text), model.source_length))
         room = _room(model, [model.start_token])
-        source = torch.tensor([text[-model.source_length :] if slides and model.source_length else text])
-        if model.source_length is not None and source.shape[1] > model.source_length:
-            raise UserError(f"the prompt has {len(text)} tokens and the model reads {model.source_length}; shorten it")
-        state, text = model.begin(source, room), [model.start_token]
+        state, text = model.begin(torch.tensor([text]), min(room, config.max_tokens)), [model.start_token]
     else:
+        if slides and model.context_length is not None and len(text) >= model.context_length:
+            text = text[-half:]
         room = sys.maxsize if slides else _room(model, text)
         state = None
     generator = torch.Generator().manual_seed(config.seed)
@@ -79,15 +81,19 @@ def checked_prompt(model: LanguageModel, prompt: Sequence[int]) -> None:
         )
 
 
+def _too_long(tokens: int, most: int) -> str:
+    return (
+        f"the prompt has {tokens} tokens and the model reads {most}; shorten it, or let the context slide "
+        "(--overflow slide)"
+    )
+
+
 def _room(model: LanguageModel, prompt: Sequence[int]) -> int:
     """Tokens that fit behind a prompt: at least one, or UserError."""
     if model.context_length is None:
         return sys.maxsize
     if len(prompt) >= model.context_length:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens and the model reads {model.context_length}; shorten it, or let the "
-            "context slide (--overflow slide)"
-        )
+        raise UserError(_too_long(len(prompt), model.context_length))
     return model.context_length - len(prompt)
 
 

@@ -19,6 +19,8 @@ from parlance.models.padding import pad_right
 
 BATCH_TOKENS = 8192
 """Padded tokens read at once."""
+PIECE = 2048
+"""Tokens that a model without a bound reads at once of a document that is longer."""
 
 
 def windows(count: int, length: int) -> list[tuple[int, int, int]]:
@@ -38,12 +40,12 @@ def document_log_probs(
     if isinstance(model, NGramModel):
         return [model.log_probs(np.asarray(tokens, dtype=np.int64)) for tokens in documents]
     out = [np.empty(len(tokens)) for tokens in documents]
-    jobs = [
-        (index, *window)
-        for index, tokens in enumerate(documents)
-        if len(tokens)
-        for window in windows(len(tokens), model.context_length or len(tokens))
-    ]
+    jobs = []
+    for index, tokens in enumerate(documents):
+        if model.context_length is None and len(tokens) > PIECE:
+            out[index] = _read_through(model, tokens, end_of_text)
+        elif len(tokens):
+            jobs += [(index, *window) for window in windows(len(tokens), model.context_length or len(tokens))]
     jobs.sort(key=lambda job: job[3] - job[1])
     batch: list[tuple[int, int, int, int]] = []
     for job in jobs:
@@ -56,6 +58,22 @@ def document_log_probs(
     return out
 
 
+def _before(model: LanguageModel, end_of_text: int) -> int:
+    """What the first token of a document is predicted after."""
+    return model.start_token if isinstance(model, ConditionalLanguageModel) else end_of_text
+
+
+def _read_through(model: LanguageModel, tokens: Sequence[int], end_of_text: int) -> NDArray[np.float64]:
+    """log p (nats) of each token of one long document, piece by piece, the state carried on."""
+    inputs = [_before(model, end_of_text), *tokens[:-1]]
+    state, parts = None, []
+    for start in range(0, len(tokens), PIECE):
+        logits, state = model.forward(torch.tensor([inputs[start : start + PIECE]]), state)
+        targets = torch.tensor(list(tokens[start : start + PIECE]), device=logits.device)
+        parts.append(-F.cross_entropy(logits[0].float(), targets, reduction="none").double().cpu().numpy())
+    return np.concatenate(parts)
+
+
 def _score(
     model: LanguageModel,
     documents: Sequence[Sequence[int]],
@@ -66,9 +84,7 @@ def _score(
     """Fill `out` for a batch of windows (document, start, first scored, end). Padding is on the right: never seen."""
     rows = []
     for index, start, _, end in batch:
-        before = documents[index][start - 1] if start else end_of_text
-        if isinstance(model, ConditionalLanguageModel) and not start:
-            before = model.start_token
+        before = documents[index][start - 1] if start else _before(model, end_of_text)
         rows.append([before, *documents[index][start : end - 1]])
     inputs = pad_right(rows, 0)
     if isinstance(model, NeuralLanguageModel):

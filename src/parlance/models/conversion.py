@@ -60,10 +60,13 @@ def is_foreign(path: Path) -> bool:
 def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[LanguageModel, Tokenizer]:
     """Model and tokenizer of a llama2.c file, an ARPA file or a CharRNN folder.
 
-    `tokenizer`: the file of a llama2.c model's tokenizer; None: the only other `tok*.bin` beside it. Raises UserError.
+    `tokenizer`: the file of a llama2.c model's tokenizer; None: the only other `tok*.bin` beside it. Of an ARPA file,
+    the tokenizer whose tokens its words are; None: words are what stands between spaces. Raises UserError.
     """
     if path.suffix == ".arpa":
-        return _open_arpa(path)
+        return _open_arpa(path, tokenizer)
+    if path.suffix != ".bin" and tokenizer is not None:
+        raise UserError(f"{path} has its own alphabet: leave out --tokenizer")
     if path.suffix != ".bin":
         return read_character_rnn(path)
     if zipfile.is_zipfile(path):
@@ -85,11 +88,28 @@ def open_foreign(path: Path, tokenizer: Path | None = None) -> tuple[LanguageMod
     return model, opened
 
 
-def _open_arpa(path: Path) -> tuple[NGramModel, Tokenizer]:
+def _open_arpa(path: Path, tokenizer: Path | None) -> tuple[NGramModel, Tokenizer]:
     model, words = read_arpa(path)
     if "</s>" not in words:
         raise UserError(f"{path} has no </s> among its words, so that no text would end")
-    return model, spaced_words(words, "</s>")
+    if tokenizer is None:
+        # An unknown word gets an id that the model has not, which is said where it is met.
+        return model, spaced_words(words if "<unk>" in words else [*words, "<unk>"], "</s>")
+    opened = import_tokenizer(tokenizer)
+    spelled = arpa_words(opened)[: model.vocab_size]
+    spelled[opened.end_of_text] = "</s>"
+    if spelled != words:
+        raise UserError(f"{path} was not made with the tokenizer {tokenizer}: their words differ")
+    return model, opened
+
+
+def arpa_words(tokenizer: Tokenizer) -> list[str]:
+    """How an ARPA file spells each token: without white space, which is written <0x20> and the like."""
+    entries = tokenizer.entries()
+    plain = [entry.removeprefix(SPACE) or SPACE for entry in entries]
+    if len(set(plain)) == len(plain):
+        entries = plain
+    return ["".join(f"<0x{ord(c):02X}>" if c in " \t\n\r\0" else c for c in entry) for entry in entries]
 
 
 def convert(
@@ -111,6 +131,8 @@ def convert(
     if is_foreign(source):
         foreign, opened = open_foreign(source, tokenizer)
         if isinstance(foreign, NGramModel):
+            if family is not None or dtype is not None:
+                raise UserError(f"{source} is an n-gram model: it has no family and no type of number to choose")
             return _save_ngram(foreign, opened, out)
         assert isinstance(foreign, NeuralLanguageModel)
         model = foreign
@@ -123,7 +145,9 @@ def convert(
     else:
         values = read_values(source)
         if values.get("model_type") == NGRAM:
-            raise UserError(f"{source} is an n-gram model: convert it with --to arpa, or copy the folder")
+            if family is not None or dtype is not None or tokenizer is not None:
+                raise UserError(f"{source} is an n-gram model: it is copied with its tokenizer, as it is")
+            return _save_ngram(NGramModel.load(source), Tokenizer.load(source), out)
         if "SequenceClassification" in str(values.get("architectures")):
             raise UserError(f"{source} is a reward model; only language models are converted")
         own, _ = read_config(source)
@@ -182,16 +206,12 @@ def _save_ngram(model: NGramModel, tokenizer: Tokenizer, out: Path) -> dict[str,
 
 
 def convert_to_arpa(source: Path, out: Path) -> dict[str, Any]:
-    """Write an n-gram model as ARPA text. White space within a token is written <0x20> and the like.
+    """Write an n-gram model as ARPA text, with the spelling of `arpa_words`; read back with the same tokenizer.
 
     Raises UserError for any other model.
     """
     if read_values(source).get("model_type") != NGRAM:
         raise UserError(f"{source} is not an n-gram model, and ARPA files hold nothing else")
-    model = NGramModel.load(source)
-    entries = [entry.removeprefix(SPACE) or SPACE for entry in Tokenizer.load(source).entries()]
-    if len(set(entries)) != len(entries):
-        entries = Tokenizer.load(source).entries()
-    words = ["".join(f"<0x{ord(c):02X}>" if c in " \t\n\r\0" else c for c in entry) for entry in entries]
+    model, words = NGramModel.load(source), arpa_words(Tokenizer.load(source))
     write_arpa(model, out, words[: model.vocab_size])
     return {"family": "arpa", "parameters": model.parameter_count(), "files": [out.name]}

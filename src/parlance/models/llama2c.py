@@ -128,7 +128,7 @@ def _write(file: BinaryIO, *tensors: Tensor) -> None:
 
 def _config(path: Path, numbers: tuple[int, ...], *, tied: bool) -> TransformerConfig:
     width, mlp, layers, heads, kv_heads, vocab, length = numbers
-    if min(numbers) < 1 or width % heads or heads % kv_heads or (width // heads) % 2:
+    if min(numbers) < 1 or layers > 1024 or width % heads or heads % kv_heads or (width // heads) % 2:
         raise UserError(
             f"{path} is not a model of llama2.c: width {width}, feed-forward {mlp}, {layers} layers, {heads} heads, "
             f"{kv_heads} key heads, {vocab} tokens and context {length} do not fit together"

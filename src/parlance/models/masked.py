@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parlance.core.errors import UserError
+from parlance.models.neural import check_tokens
 from parlance.models.padding import pad_right
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_blocks import padding_layout
@@ -78,6 +79,7 @@ class MaskedLanguageModel:
 
         T passes over the encoder a row. `state` is extended in place.
         """
+        check_tokens(tokens, self.encoder.config.vocab_size)
         B, T = tokens.shape
         state = Beginning(tokens.new_zeros(B, 0)) if state is None else state
         P = state.tokens.shape[1]

@@ -1,6 +1,6 @@
 """How much memory a network takes, counted without running it: weights, states, and what training keeps.
 
-    weight_bytes(model); state_bytes(model, batch=1, capacity=1024); activation_bytes(model, batch=8, length=256)
+    model.weight_bytes(); state_bytes(model, batch=1, capacity=1024); activation_bytes(model, batch=8, length=256)
 
 Activations are counted on fake tensors, which have shapes and no data, by asking autograd what it would keep for the
 backward pass: so the count follows the very kernels that would run on the model's device.
@@ -20,11 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from parlance.core.errors import UserError
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.transformer import Transformer
-
-
-def weight_bytes(model: NeuralLanguageModel) -> int:
-    """Bytes of the parameters, shared ones once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def state_bytes(model: NeuralLanguageModel, batch: int, capacity: int) -> int:
@@ -51,6 +46,8 @@ def activation_bytes(model: Transformer, batch: int, length: int) -> int:
     Raises UserError for a model with experts: what each of them keeps depends on the data. (Of recurrent models nothing
     is said here: the library kernels that run them keep what autograd does not see.)
     """
+    if not isinstance(model, Transformer):
+        raise UserError("activations are counted of Transformers alone: what other kernels keep, autograd does not see")
     if model.config.experts is not None:
         raise UserError("what a mixture of experts keeps for the backward pass depends on its data; run it to measure")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -82,5 +79,5 @@ def _kept() -> Iterator[dict[int, int]]:
 
 def training_bytes(model: Transformer, batch: int, length: int, moments: float = 1.5) -> int:
     """Weights, gradients, `moments` numbers a weight of the optimizer (Muon 1, AdamW 2), and activations."""
-    weights = weight_bytes(model)
+    weights = model.weight_bytes()
     return round(weights * (2 + moments)) + activation_bytes(model, batch, length)

@@ -22,6 +22,20 @@ from parlance.core.config import Config
 from parlance.core.errors import UserError
 
 
+def check_tokens(tokens: Tensor, rows: int) -> None:
+    """Raises UserError where tokens are not (B, T) integers in 0..rows-1, at least one."""
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise UserError(f"tokens are integers (B, T), not {tokens.dtype} {tuple(tokens.shape)}")
+    if not tokens.numel():
+        raise UserError("there is nothing to read: the input has no tokens")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= rows:
+        raise UserError(
+            f"token {low if low < 0 else high} is outside the vocabulary of {rows}: use the tokenizer that the model "
+            "was made for"
+        )
+
+
 class NeuralLanguageModel(nn.Module, ABC):
     """A network that follows the contract of `contract.LanguageModel`."""
 
@@ -72,15 +86,7 @@ class NeuralLanguageModel(nn.Module, ABC):
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits (B, T, V) fp32 of tokens (B, T) int64, and the state to continue from (extended in place)."""
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise UserError(f"tokens are integers (B, T), not {tokens.dtype} {tuple(tokens.shape)}")
-        if not tokens.numel():
-            raise UserError("there is nothing to read: the input has no tokens")
-        if int(tokens.min()) < 0 or int(tokens.max()) >= self.embed_tokens.num_embeddings:
-            raise UserError(
-                f"token {int(tokens.max() if int(tokens.min()) >= 0 else tokens.min())} is outside the vocabulary of "
-                f"{self.vocab_size}: use the tokenizer that the model was made for"
-            )
+        check_tokens(tokens, self.embed_tokens.num_embeddings)
         if state is None:
             state = self.new_state(tokens.shape[0], tokens.shape[1])
         return self.logits(self.hidden(tokens, state)).float().to(tokens.device), state
@@ -103,6 +109,10 @@ class NeuralLanguageModel(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Number of weights, shared ones once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters as they are, shared ones once."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())
 
     def inference_copy(self) -> Self:
         """A frozen copy with its weights already in the compute dtype, so that no step casts them again."""

@@ -165,6 +165,10 @@ class Transformer(NeuralLanguageModel):
                 seen = layout.dense_mask()
         else:
             positions, length = torch.arange(T, device=device).unsqueeze(0), T
+        if self.embed_positions is not None and state is not None and length > self.config.context_length:
+            raise UserError(
+                f"{length} tokens are more than the {self.config.context_length} positions that this model has learned"
+            )
         keys_at = positions if slots is None or seen is None else torch.arange(slots.longest, device=device)[None]
         rotary = self._rotary(positions, length)
         full, windowed = self._masks(positions, keys_at, seen)
@@ -290,6 +294,7 @@ class Transformer(NeuralLanguageModel):
     def forward(self, tokens: Tensor, state: KeyValueCache | None = None) -> tuple[Tensor, KeyValueCache]:
         """Logits (B, T, V) fp32 of tokens (B, T) int64, and the state to continue from (extended in place).
 
-        Positions beyond `context_length` are computed as asked; what a model does there is not defined.
+        Positions beyond `context_length` are computed as asked, where the model has any (a learned table has not); what
+        it does there it was not trained for.
         """
         return super().forward(tokens, state)

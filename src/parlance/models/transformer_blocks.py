@@ -66,7 +66,7 @@ def padding_layout(mask: Tensor, *, causal: bool = True) -> Layout:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., inputs) W^T + b in the dtype of x.
+    """x (..., inputs) W^T + b in the dtype of x; W (outputs, inputs).
 
     The product is one of matrices: of a batch of single rows, torch would copy the whole weight first.
     """
@@ -180,8 +180,12 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None and slots is not None:
             keys, values = cache
-            keys[slots.rows, :, slots.positions] = k.transpose(1, 2)
-            values[slots.rows, :, slots.positions] = v.transpose(1, 2)
+            if slots.continued:
+                keys[slots.rows, :, slots.positions] = k.transpose(1, 2)
+                values[slots.rows, :, slots.positions] = v.transpose(1, 2)
+            else:  # every row begins here
+                keys[:, :, : k.shape[2]] = k
+                values[:, :, : v.shape[2]] = v
             if slots.continued:
                 k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
         if documents is not None:

@@ -289,25 +289,28 @@ class TransformerConfig(Config):
         projections = 2 * self.width * inner if self.embedding_width is not None else 0
         return self.vocab_size * inner + projections + (self.width**2 if self.head_transform else 0)
 
-    def attended(self, layer: int, length: int) -> float:
+    def attended(self, layer: int, length: int, *, masked: bool = False) -> float:
         """How many keys a token of a sequence of `length` sees in block `layer`, on average: T/2 where all before it.
 
-        (The exact mean is (T + 1)/2; the half is what kernels that skip the masked half come to.)
+        (The exact mean is (T + 1)/2; the half is what kernels that skip the masked half come to.) `masked`: all T keys,
+        which kernels that compute the whole and mask it come to.
         """
-        if not self.causal:
+        if not self.causal or masked:
             return float(length)
         if self.dilated_segments:
             return float(sum(min(w, length) / (2 * r) / r for w, r in self.dilated_segments))
         window = min(self.window(layer) or length, length)
         return window - window * window / (2 * length)
 
-    def forward_flops_per_token(self, length: int) -> float:
+    def forward_flops_per_token(self, length: int, *, masked: bool = False) -> float:
         """Floating-point operations of a forward pass, per token of a sequence of `length`: 2 N + attention.
 
         N counts the blocks' matrices and the head. Attention: scores and weighted sum, 4 H E a key that is seen.
+        `masked`: count masked scores too, as `torch.utils.flop_counter` does for kernels that compute them.
         Cross-attention is not counted: it depends on another length.
         """
-        attention = 4.0 * self.heads * self.head_width * sum(self.attended(i, length) for i in range(self.layers))
+        seen = sum(self.attended(layer, length, masked=masked) for layer in range(self.layers))
+        attention = 4.0 * self.heads * self.head_width * seen
         return 2.0 * (self.matrix_parameters() + self.head_parameters()) + attention
 
     def training_flops_per_token(self, length: int) -> float:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from parlance.core.artifacts import read_json, read_jsonl, write_json, write_text
 from parlance.core.config import Config
@@ -25,6 +25,7 @@ from parlance.core.progress import say
 from parlance.inference.scoring import document_log_probs
 from parlance.models.contract import LanguageModel
 from parlance.models.ngram import NGramModel
+from parlance.models.ngram_smoothing import MAX_ORDER
 from parlance.pipeline.ladder_chart import ladder_chart
 from parlance.pipeline.stages import documents
 from parlance.text.token_dataset import TokenDataset, tokenize_corpus
@@ -65,7 +66,7 @@ class LadderConfig(Config):
     """Training time of each network: choosing its size, validation and compiling included."""
     context_length: int = Field(default=256, ge=2)
     """Tokens a training window."""
-    orders: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    orders: tuple[Annotated[int, Field(ge=1, le=MAX_ORDER)], ...] = (1, 2, 3, 4, 5, 6)
     """N-gram models."""
     networks: tuple[str, ...] = tuple(rung.name for rung in NETWORKS)
     """Names of the networks to train."""
@@ -73,6 +74,15 @@ class LadderConfig(Config):
     """Bytes of validation documents that every model is measured on."""
     points: int = Field(default=8, ge=1)
     """Measurements of each network on the way."""
+
+    @model_validator(mode="after")
+    def _something_once(self) -> Self:
+        names = [*self.orders, *self.networks]
+        if not names:
+            raise ValueError("orders and networks are both empty: there is nothing to compare")
+        if len(set(names)) < len(names):
+            raise ValueError("orders and networks name each model once")
+        return self
 
 
 def run_ladder(
@@ -192,6 +202,7 @@ def _network(
     before = seconds - result.seconds
     rows = [row for _, row in read_jsonl(log.path)]
     curve = [[before + row["seconds"], row["bits_per_byte"]] for row in rows if "bits_per_byte" in row]
+    curve = [point for point in curve if point[0] < seconds]
     return {
         "parameters": result.model.parameter_count(),
         "size": result.choices[0],

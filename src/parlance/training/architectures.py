@@ -37,6 +37,10 @@ Kind = Literal[
 ]
 
 
+DECIDED_BY_KIND = ("causal", "cross_attention", "pooler", "next_sentence", "token_types")
+"""Fields that make a kind of model what it is."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What every kind of model is asked to be."""
@@ -62,17 +66,27 @@ class Architecture:
     """The configuration's fields, from sizes and the fields that the user set."""
     task: Literal["next-token", "masked", "denoising"] = "next-token"
     """What it is trained for."""
+    further: tuple[str, ...] = ()
+    """Fields that the user may set besides those of the configuration."""
 
 
-def _plain(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return asdict(sizes) | dict(fields)
+def _unbounded(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """No longest text: a state of fixed size goes on."""
+    values = asdict(sizes) | dict(fields)
+    del values["context_length"]
+    return values
 
 
 def _heads(width: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Heads that share the width."""
     head_width = fields.get("head_width", 64)
+    if "heads" in fields and "head_width" not in fields:
+        heads = fields["heads"]
+        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
+            raise UserError(f"model.heads is {heads!r}; give a whole number that divides the width {width}")
+        return {"head_width": width // heads}
     if "heads" in fields:
-        return {"head_width": width // fields["heads"]}
+        return {}
     if not isinstance(head_width, int) or head_width < 1 or width % head_width:
         raise UserError(f"width {width} is not a multiple of {head_width}, the width of one head")
     return {"heads": width // head_width}
@@ -111,6 +125,8 @@ def _encoder(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+_STACK = tuple(TransformerConfig.model_fields)
+"""Fields of a stack."""
 _OF_BOTH_STACKS = ("sentinels", "start_token", "empty_source")
 """Fields of an encoder-decoder that are not those of a stack."""
 
@@ -118,8 +134,8 @@ _OF_BOTH_STACKS = ("sentinels", "start_token", "empty_source")
 def _denoising_rows(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the embedding beyond the tokenizer's: sentinels, then one that begins targets and is an empty source."""
     sentinels = fields.get("sentinels", sentinels_needed(sizes.context_length) + 1)
-    if not isinstance(sentinels, int):
-        raise UserError(f"model.sentinels is {sentinels!r}; give a whole number")
+    if isinstance(sentinels, bool) or not isinstance(sentinels, int) or sentinels < 3:
+        raise UserError(f"model.sentinels is {sentinels!r}; give a whole number, 3 or more")
     last = sizes.vocab_size + sentinels - 1
     return {"sentinels": sentinels, "start_token": last, "empty_source": (last,)}
 
@@ -154,10 +170,7 @@ def _encoder_decoder(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recurrent_attention(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """No longest text: the recurrences go on."""
-    values = asdict(sizes) | _denoising_rows(sizes, fields) | dict(fields)
-    del values["context_length"]
-    return values
+    return _unbounded(sizes, _denoising_rows(sizes, fields) | dict(fields))
 
 
 _TRANSFORMER_LADDER = (
@@ -178,9 +191,9 @@ _RECURRENT_LADDER = ((1, 128), (2, 128), (2, 192), (2, 256), (2, 384), (3, 512),
 
 ARCHITECTURES: dict[Kind, Architecture] = {
     "transformer": Architecture(TransformerConfig, _TRANSFORMER_LADDER, LearningRates(), _transformer),
-    "recurrent": Architecture(RecurrentConfig, _RECURRENT_LADDER, LearningRates(), _plain),
-    "convolutional": Architecture(ConvolutionalConfig, _CONVOLUTIONAL_LADDER, LearningRates(matrices=0.05), _plain),
-    "feedforward": Architecture(FeedForwardConfig, _FEEDFORWARD_LADDER, LearningRates(), _plain),
+    "recurrent": Architecture(RecurrentConfig, _RECURRENT_LADDER, LearningRates(), _unbounded),
+    "convolutional": Architecture(ConvolutionalConfig, _CONVOLUTIONAL_LADDER, LearningRates(matrices=0.05), _unbounded),
+    "feedforward": Architecture(FeedForwardConfig, _FEEDFORWARD_LADDER, LearningRates(), _unbounded),
     "encoder": Architecture(
         TransformerConfig,
         _TRANSFORMER_LADDER,
@@ -190,7 +203,7 @@ ARCHITECTURES: dict[Kind, Architecture] = {
         "masked",
     ),
     "encoder-decoder": Architecture(
-        EncoderDecoderConfig, _TRANSFORMER_LADDER, LearningRates(), _encoder_decoder, "denoising"
+        EncoderDecoderConfig, _TRANSFORMER_LADDER, LearningRates(), _encoder_decoder, "denoising", _STACK
     ),
     "recurrent-attention": Architecture(
         RecurrentAttentionConfig, _RECURRENT_LADDER, LearningRates(), _recurrent_attention, "denoising"
@@ -206,9 +219,14 @@ def configure(
     Raises UserError naming the first field that is unknown or does not fit.
     """
     architecture = ARCHITECTURES[kind]
-    clash = sorted({"layers", "width", "vocab_size", "context_length", "model_type"} & fields.keys())
-    if clash:
-        raise UserError(f"model.{clash[0]} is not set there: layers, width and context_length stand by themselves")
+    known = set(architecture.configuration.model_fields) | set(architecture.further)
+    decided = {"layers", "width", "vocab_size", "context_length", "model_type", *DECIDED_BY_KIND}
+    for name in sorted(fields):
+        if name in decided:
+            words = "it follows from the kind of model" if name in DECIDED_BY_KIND else "leave out the `model.`"
+            raise UserError(f"model.{name} is not set there: {words}")
+        if name not in known:
+            raise UserError(f"the {kind} model has no field {name}; its fields: {', '.join(sorted(known - decided))}")
     values = architecture.values(Sizes(layers, width, vocab_size, context_length), fields)
     return parse_config(architecture.configuration, values, where=f"the {kind} model")
 

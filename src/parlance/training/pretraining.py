@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from parlance.core.artifacts import read_json, write_json
 from parlance.core.config import Config
 from parlance.core.devices import fast_bfloat16
 from parlance.core.errors import UserError
+from parlance.core.formatting import count, size
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
 from parlance.models.building import build
 from parlance.models.checkpoints import load_model
+from parlance.models.memory import training_bytes
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.transformer import Transformer
 from parlance.scaling.power_law import fit_power_law
@@ -75,6 +77,13 @@ class PretrainingConfig(Config):
     validations: int = Field(default=4, ge=0)
     """How many times to validate on the way, evenly."""
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        plain = self.architecture == "transformer" and not {"heads", "head_width"} & self.model.keys()
+        if plain and self.width is not None and self.width % 64:
+            raise ValueError(f"width {self.width} is not a multiple of 64, the width of one head")
+        return self
+
 
 @dataclass
 class PretrainingResult:
@@ -105,6 +114,15 @@ def shape(layers: int, width: int, vocab_size: int, config: PretrainingConfig) -
         context_length=config.context_length,
         fields=config.model,
     )
+
+
+def check(config: PretrainingConfig) -> None:
+    """Raises UserError for a model that cannot be, before any work is done for it."""
+    architecture = ARCHITECTURES[config.architecture]
+    first = architecture.ladder[0]
+    shape(config.layers or first[0], config.width or first[1], 1000, config)
+    if config.packing == "best-fit" and (config.architecture != "transformer" or config.model.get("dilated_segments")):
+        raise UserError("only a Transformer without dilated attention reads packed documents: choose packing=stream")
 
 
 def make_task(config: PretrainingConfig, model: Any, vocab_size: int) -> Task:
@@ -227,12 +245,21 @@ def pretrain(
             model.load_state_dict(load_model(initial).state_dict())
         return model
 
+    def tell_size() -> None:
+        """Parameters, and the memory of training where it can be known beforehand."""
+        needed = ""
+        if isinstance(model, Transformer) and model.config.experts is None and model.config.causal:
+            bytes_needed = training_bytes(model, config.batch_size, config.context_length)
+            needed = f"; training takes about {size(bytes_needed)} of memory beyond the program's own"
+        say(f"{count(model.parameter_count())} parameters{needed}")
+
     def batches(state: Any) -> Iterator[tuple[Any, Any]]:
         return task.batches(train, seed, state, device)
 
     model, objective = start(), task.objective
     checks = task.validation(validation, config.validation_tokens, device)
     worth = budget.seconds is not None and budget.seconds >= WORTH_SECONDS
+    tell_size()
     wanted = worth if config.compile is None else config.compile
     compiled = wanted and _compiles(model) and compile_training(model, objective, next(batches(None))[0])
 

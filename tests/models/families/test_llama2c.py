@@ -179,7 +179,7 @@ def changed(file: Callable[..., Path], change: Callable[[bytes], bytes], version
         (lambda data: struct.pack("<i", 33) + data[4:], "width 33"),
         (lambda data: struct.pack("<i", -32) + data[4:], "width -32"),
         (lambda data: data[:8] + struct.pack("<i", 0) + data[12:], "0 layers"),
-        (lambda data: data[:8] + struct.pack("<i", 2_000_000_000) + data[12:], "is cut"),
+        (lambda data: data[:8] + struct.pack("<i", 2_000_000_000) + data[12:], "2000000000 layers"),
         (lambda data: data[:28] + struct.pack("<f", float("nan")) + data[32:], "tok_embeddings"),
         (lambda data: data[:1000] + struct.pack("<f", float("inf")) + data[1004:], "not finite"),
     ],
