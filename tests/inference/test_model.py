@@ -222,3 +222,30 @@ def test_a_reward_model_is_called_one(folder):
     config.write_text(config.read_text().replace("ForCausalLM", "ForSequenceClassification"))
     with pytest.raises(UserError, match=r"is a reward model: it scores answers .* `parlance align --reward`"):
         load(folder, "cpu")
+
+
+def test_rows_that_no_token_has_are_never_drawn(tiny_transformer, tiny_tokenizer, tmp_path):
+    """Published vocabularies are padded to round numbers: the model knows more ids than the tokenizer."""
+    model = tiny_transformer(vocab_size=400)
+    with torch.no_grad():
+        model.lm_head.weight[260:] *= 100
+    save_model(tmp_path, model, end_of_text=256, pad=257)
+    tiny_tokenizer.save(tmp_path)
+    opened = load(tmp_path, "cpu")
+    assert int(opened.language_model.forward(torch.tensor([[65]]))[0][0, -1].argmax()) >= 260
+    opened.generate("A", SamplingConfig(max_tokens=20))  # every id of it has bytes
+
+
+def test_what_stands_around_a_text_without_a_tokenizer_json(tiny_transformer, tmp_path):
+    """Word files leave it to tokenizer_config.json, and that to the family."""
+    vocab = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    save_model(tmp_path, tiny_transformer(qk_norm=False), end_of_text=1, pad=1)
+    for config, expected in (
+        ({}, ([0], [])),
+        ({"add_bos_token": False}, ([], [])),
+        ({"add_eos_token": True}, ([0], [1])),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        assert load(tmp_path, "cpu").tokenizer.surrounding == expected

@@ -310,3 +310,44 @@ def test_every_tensor_name_is_one_transformers_knows(model):
         ).items()
     }
     assert ours == expected
+
+
+def test_links_and_indices_that_lead_nowhere_are_said(saved):
+    weights = saved / "model.safetensors"
+    moved = saved / "elsewhere"
+    weights.rename(moved)
+    weights.symlink_to(saved / "gone")
+    with pytest.raises(UserError, match="is a link to a file that is not there"):
+        load_transformer(saved)
+    weights.unlink()
+    moved.rename(saved / "part.safetensors")
+    names = list(load_file(saved / "part.safetensors"))
+    index = saved / "model.safetensors.index.json"
+    for homes, message in (
+        (dict.fromkeys([*names, "nonsense"], "part.safetensors"), "names the tensor nonsense, which no file"),
+        ({"a": ".."}, r"names \.\., which is not a file of the folder"),
+        ({"a": "../part.safetensors"}, "which is not a file of the folder"),
+        ({"a": "x" * 5000}, "holds no xxx"),
+        ({}, "has no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": homes}))
+        with pytest.raises(UserError, match=message):
+            load_transformer(saved)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
+    load_transformer(saved)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 10**9}, {"hidden_size": 10**18}, {"vocab_size": 10**30}], ids=str
+)
+def test_sizes_that_no_model_has_are_refused_at_once(saved, changes):
+    edit(saved, **changes)
+    with pytest.raises(UserError):
+        load_transformer(saved)
+
+
+def test_numbers_that_sum_beyond_their_type_are_numbers(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_file(tensors, saved / "model.safetensors")
+    assert float(load_transformer(saved).norm.weight[0].detach()) == pytest.approx(3e38)

@@ -81,6 +81,18 @@ def test_an_ngram_model_as_arpa_and_back(tmp_path):
     tokenizer.save(tmp_path / "ngram")
     convert_to_arpa(tmp_path / "ngram", tmp_path / "model.arpa")
     assert "<0x20>" in (tmp_path / "model.arpa").read_text()
+    # With its tokenizer, the very model; without, words between spaces.
+    convert(tmp_path / "model.arpa", tmp_path / "same", tokenizer=tmp_path / "ngram")
+    same = load_language_model(tmp_path / "same")
+    assert Tokenizer.load(tmp_path / "same").encode("a b") == tokenizer.encode("a b")
+    np.testing.assert_allclose(same.log_probs(documents[1]), model.log_probs(documents[1]), atol=1e-5)
+    other = train_tokenizer(["x y z"], "char", 20)
+    (tmp_path / "other").mkdir()
+    other.save(tmp_path / "other")
+    with pytest.raises(UserError, match="their words differ"):
+        convert(tmp_path / "model.arpa", tmp_path / "no", tokenizer=tmp_path / "other")
+    with pytest.raises(UserError, match="has no family"):
+        convert(tmp_path / "model.arpa", tmp_path / "no", family="gpt2")
     facts = convert(tmp_path / "model.arpa", tmp_path / "back")
     assert facts["family"] == "parlance-ngram"
     back = load_language_model(tmp_path / "back")
