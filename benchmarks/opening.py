@@ -3,8 +3,8 @@
     python benchmarks/opening.py [--gigabytes 1] [--out FILE.json]
 
 A LLaMA-shaped model of random weights is written once as bfloat16 and once as float32, and opened in a fresh process
-each time: in the type of the file (mapped), and in the other type (converted tensor by tensor). transformers opens the same
-folder. Seconds are those of opening alone, imports excluded; memory is the growth of the process's anonymous pages
+each time: in the type of the file (mapped), and in the other type (converted tensor by tensor). transformers opens the
+same folder. Seconds are those of opening alone, imports excluded; memory is the growth of the process's anonymous pages
 (`RssAnon`), which a mapped file does not count to. Files are in the system's cache. Linux only; needs transformers.
 """
 

@@ -1,7 +1,7 @@
 """Every language model of the ladder, trained for the same time on the same text: the field's story in one picture.
 
-Each network gets the same budget, chooses its size for it by the rule of `pretrain`, and is measured on the way in bits
-per byte of the same held-out documents; n-gram models are counted at each order, which takes as long as it takes. What
+Each network gets the same budget, chooses its size for it by the rule of `pretrain`, and is measured on the way in
+windows of the validation split, at its end in bits per byte of the same held-out documents; n-gram models are counted at each order, which takes as long as it takes. What
 is compared is what a budget on this machine buys, not what an architecture can do in the end.
 
     results = run_ladder(Path("my-corpus"), tokenizer, Path("ladder"), LadderConfig(seconds=60), device=cpu)
@@ -194,14 +194,14 @@ def _network(
         metrics=log,
         seed=seed,
         device=device,
-        # A copy: what was compiled for training would be compiled again for the shapes of scoring.
-        measure=lambda model: {"bits_per_byte": bits_per_byte(model.inference_copy())},
     )
     seconds = time.monotonic() - start
-    # Choosing the size and compiling came before the first step.
+    # Choosing the size and compiling came before the first step. The way is measured on windows, which costs all
+    # networks little; the end like n-grams, on whole documents.
     before = seconds - result.seconds
+    bits = validation.info["splits"]["validation"]["tokens"] / validation.text_bytes / math.log(2)
     rows = [row for _, row in read_jsonl(log.path)]
-    curve = [[before + row["seconds"], row["bits_per_byte"]] for row in rows if "bits_per_byte" in row]
+    curve = [[before + row["seconds"], row["validation_loss"] * bits] for row in rows if "validation_loss" in row]
     curve = [point for point in curve if point[0] < seconds]
     return {
         "parameters": result.model.parameter_count(),

@@ -212,11 +212,8 @@ def pretrain(
     resume: bool = False,
     initial: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    measure: Callable[[NeuralLanguageModel], dict[str, float]] | None = None,
 ) -> PretrainingResult:
     """Train a base model; resume states and the plan live in `folder`/training. `initial` continues a checkpoint.
-    `measure` gives further figures of the model for the metrics, at each validation.
-
     Raises UserError where a split is smaller than one window, Interrupted where the user stops it.
     """
     for dataset, name in ((train, "training"), (validation, "validation")):
@@ -267,8 +264,7 @@ def pretrain(
         return Optimizer(parameter_groups(model, config.rates), model.compute_dtype)
 
     def validate() -> dict[str, float]:
-        further = {} if measure is None else measure(model)
-        return {"validation_loss": mean_loss(model, checks, objective), **further}
+        return {"validation_loss": mean_loss(model, checks, objective)}
 
     def run(
         stage: str, share: Budget, states: TrainingStates, log: MetricsLog, *, resume: bool
