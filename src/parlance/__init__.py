@@ -6,6 +6,7 @@
 
 - `load(path)`: a checkpoint folder or run directory as a `Model`: `.generate`, `.score`, `.chat`
 - `SamplingConfig`: how tokens are drawn
+- `convert(source, out)`: a checkpoint in another form
 - `run(recipe, out, resume=, command=)`: the whole line, text to aligned model and report; `Recipe` says what it does
 - `prepare_corpus`, `train_tokenizer`, `Tokenizer`: from text to tokens
 - `pretrain`, `finetune`, `train_reward_model`: the training stages
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from parlance.finetuning.supervised import finetune
     from parlance.inference.model import Model, load
     from parlance.inference.sampling import SamplingConfig
+    from parlance.models.conversion import convert
     from parlance.pipeline.recipe import Recipe
     from parlance.pipeline.run import run_pipeline as run
     from parlance.text.preparation import prepare_corpus
@@ -37,6 +39,7 @@ __all__ = [
     "SamplingConfig",
     "Tokenizer",
     "UserError",
+    "convert",
     "finetune",
     "load",
     "prepare_corpus",
@@ -52,6 +55,7 @@ _HOMES = {
     "SamplingConfig": "parlance.inference.sampling",
     "Tokenizer": "parlance.text.tokenizers",
     "UserError": "parlance.core.errors",
+    "convert": "parlance.models.conversion",
     "finetune": "parlance.finetuning.supervised",
     "load": "parlance.inference.model",
     "prepare_corpus": "parlance.text.preparation",

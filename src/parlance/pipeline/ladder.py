@@ -1,8 +1,9 @@
 """Every language model of the ladder, trained for the same time on the same text: the field's story in one picture.
 
 Each network gets the same budget, chooses its size for it by the rule of `pretrain`, and is measured on the way in
-windows of the validation split, at its end in bits per byte of the same held-out documents; n-gram models are counted at each order, which takes as long as it takes. What
-is compared is what a budget on this machine buys, not what an architecture can do in the end.
+windows of the validation split, at its end in bits per byte of the same held-out documents; n-gram models are counted
+at each order, which takes as long as it takes. What is compared is what a budget on this machine buys, not what an
+architecture can do in the end.
 
     results = run_ladder(Path("my-corpus"), tokenizer, Path("ladder"), LadderConfig(seconds=60), device=cpu)
 """
