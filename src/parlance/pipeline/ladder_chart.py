@@ -38,8 +38,10 @@ def ladder_chart(result: dict[str, Any]) -> str:
             for row, (x, y) in zip(counted, points, strict=True):
                 axes.annotate(row["name"], (x, y), (-5, -10), textcoords="offset points", color=MUTED, ha="right")
         for row, colour in zip(trained, COLOURS * len(trained), strict=False):
-            xs, ys = zip(*row["curve"], strict=True)
+            # On the way in windows, at the end on whole documents: not one line.
+            xs, ys = zip(*row["curve"][:-1], strict=True)
             axes.plot(xs, ys, color=colour, marker="o", markersize=3, lw=1.6)
+            axes.plot(*row["curve"][-1], color=colour, marker="D", markersize=6)
         bottom, top = _limits([y for row in rows for _, y in row["curve"]])
         ends = [(row["curve"][-1][0], min(row["curve"][-1][1], top)) for row in trained]
         places = spread([y for _, y in ends], (top - bottom) / 26)
