@@ -29,7 +29,7 @@ def ladder(
     """Train every language model of the ladder for the same time on the same text, and draw their bits per byte.
 
     From counted n-grams over feed-forward, convolutional and recurrent networks to Transformers. OUT gets ladder.json
-    and ladder.svg, and a checkpoint of each network's training figures.
+    and ladder.svg, and the training metrics of each network.
 
     Example: parlance bench ladder --budget 60s --out ladder
 

@@ -202,7 +202,7 @@ def test_old_names_of_fields():
     ids=str,
 )
 def test_what_cannot_be_honoured_is_named(changes):
-    with pytest.raises(UserError, match=r"|".join([*changes, "rope_type", "70 heads"])):
+    with pytest.raises(UserError, match=r"|".join([*changes, "rope_type", "70 attention heads"])):
         read_values(FALCON_7B | changes)
 
 

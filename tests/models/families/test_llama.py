@@ -356,7 +356,7 @@ def test_the_old_spelling_of_an_extension_is_read():
     ("values", "name"),
     [
         (LLAMA_7B | {"hidden_act": "gelu"}, "hidden_act"),
-        (LLAMA_7B | {"num_attention_heads": 0}, "0 heads"),
+        (LLAMA_7B | {"num_attention_heads": 0}, "0 attention heads"),
         (LLAMA_7B | {"sliding_window": 5}, "sliding_window"),
         (LLAMA_7B | {"rope_scaling": {"type": "spiral", "factor": 2.0}}, "spiral"),
         (LLAMA_7B | {"rope_scaling": {"type": "linear"}}, "factor"),

@@ -148,7 +148,7 @@ def test_what_transformers_would_ignore_is_not_written_as_mpt(change, tmp_path):
         (with_attention(rope=True), "rope"),
         (with_attention(alibi=False) | {"learned_pos_emb": False}, "learned_pos_emb"),
         (MPT_7B | {"norm_type": "rmsnorm"}, "norm_type"),
-        (MPT_7B | {"n_heads": 33}, "33 heads"),
+        (MPT_7B | {"n_heads": 33}, "33 attention heads"),
         (MPT_7B | {"attn_config": 3}, "attn_config"),
         (MPT_7B | {"logit_scale": "loud"}, "logit_scale"),
     ],

@@ -18,11 +18,9 @@ from parlance.models.families.family import (
     Stacked,
     Values,
     head,
-    head_width,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.transformer_config import TransformerConfig
 
@@ -57,7 +55,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         width=width,
         layers=reader.integer("num_hidden_layers"),
         heads=heads,
-        head_width=head_width(reader, width, heads),
+        head_width=reader.head_width(width, heads),
         mlp_width=reader.integer("intermediate_size"),
         causal=False,
         positions="learned",
@@ -111,32 +109,32 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"bert.encoder.layer.{number}"
         for part, name in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-            yield from linear(f"{theirs}.attention.self.{name}", f"{ours}.self_attn.{part}", bias=True)
-        yield from linear(f"{theirs}.attention.output.dense", f"{ours}.self_attn.o_proj", bias=True)
-        yield from norm(f"{theirs}.attention.output.LayerNorm", f"{ours}.input_layernorm", bias=True)
-        yield from linear(f"{theirs}.intermediate.dense", f"{ours}.mlp.up_proj", bias=True)
-        yield from linear(f"{theirs}.output.dense", f"{ours}.mlp.down_proj", bias=True)
-        yield from norm(f"{theirs}.output.LayerNorm", f"{ours}.post_attention_layernorm", bias=True)
+            yield from weights(f"{theirs}.attention.self.{name}", f"{ours}.self_attn.{part}", bias=True)
+        yield from weights(f"{theirs}.attention.output.dense", f"{ours}.self_attn.o_proj", bias=True)
+        yield from weights(f"{theirs}.attention.output.LayerNorm", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.intermediate.dense", f"{ours}.mlp.up_proj", bias=True)
+        yield from weights(f"{theirs}.output.dense", f"{ours}.mlp.down_proj", bias=True)
+        yield from weights(f"{theirs}.output.LayerNorm", f"{ours}.post_attention_layernorm", bias=True)
 
     entries: list[Entry | Stacked] = [
         same("bert.embeddings.word_embeddings.weight", "embed_tokens.weight"),
         same("bert.embeddings.position_embeddings.weight", "embed_positions.weight"),
         same("bert.embeddings.token_type_embeddings.weight", "embed_types.weight"),
-        *norm("bert.embeddings.LayerNorm", "embed_norm", bias=True),
+        *weights("bert.embeddings.LayerNorm", "embed_norm", bias=True),
         *layered(config, block),
     ]
     if config.pooler:
-        entries += linear("bert.pooler.dense", "pooler", bias=True)
+        entries += weights("bert.pooler.dense", "pooler", bias=True)
     if config.head_transform:
-        entries += linear("cls.predictions.transform.dense", "head_dense", bias=True)
-        entries += norm("cls.predictions.transform.LayerNorm", "head_norm", bias=True)
+        entries += weights("cls.predictions.transform.dense", "head_dense", bias=True)
+        entries += weights("cls.predictions.transform.LayerNorm", "head_norm", bias=True)
         entries += [
             same("cls.predictions.bias", "head_bias"),
             head("cls.predictions.decoder.weight", config),
             Entry("cls.predictions.decoder.bias", ("head_bias",), optional=True),
         ]
     if config.next_sentence:
-        entries += linear("cls.seq_relationship", "next_sentence", bias=True)
+        entries += weights("cls.seq_relationship", "next_sentence", bias=True)
     return entries
 
 

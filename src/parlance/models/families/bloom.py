@@ -18,9 +18,8 @@ from parlance.models.families.family import (
     grouped,
     head,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.transformer_config import TransformerConfig
 
@@ -97,17 +96,17 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
                 queries=1,
                 head_width=config.head_width,
             )
-        yield from linear(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=True)
-        yield from linear(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
-        yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
+        yield from weights(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=True)
+        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
+        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
         for part in ("input_layernorm", "post_attention_layernorm"):
-            yield from norm(f"{theirs}.{part}", f"{ours}.{part}", bias=True)
+            yield from weights(f"{theirs}.{part}", f"{ours}.{part}", bias=True)
 
     return [
         same("transformer.word_embeddings.weight", "embed_tokens.weight"),
-        *norm("transformer.word_embeddings_layernorm", "embed_norm", bias=True),
+        *weights("transformer.word_embeddings_layernorm", "embed_norm", bias=True),
         *layered(config, block),
-        *norm("transformer.ln_f", "norm", bias=True),
+        *weights("transformer.ln_f", "norm", bias=True),
         head("lm_head.weight", config),
     ]
 

@@ -25,9 +25,8 @@ from parlance.models.families.family import (
     grouped,
     head,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.families.rotary_fields import read_rotary, write_rotary
 from parlance.models.transformer_config import TransformerConfig
@@ -146,18 +145,18 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
                 queries=config.heads // K,
                 head_width=config.head_width,
             )
-        yield from linear(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
-        yield from linear(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=config.mlp_bias)
-        yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=config.mlp_bias)
+        yield from weights(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
+        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=config.mlp_bias)
+        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=config.mlp_bias)
         first, second = ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm", "post_attention_layernorm")
-        yield from norm(f"{theirs}.{first}", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.{first}", f"{ours}.input_layernorm", bias=True)
         if two_norms or config.block == "sequential":
-            yield from norm(f"{theirs}.{second}", f"{ours}.post_attention_layernorm", bias=True)
+            yield from weights(f"{theirs}.{second}", f"{ours}.post_attention_layernorm", bias=True)
 
     return [
         same("transformer.word_embeddings.weight", "embed_tokens.weight"),
         *layered(config, block),
-        *norm("transformer.ln_f", "norm", bias=True),
+        *weights("transformer.ln_f", "norm", bias=True),
         head("lm_head.weight", config),
     ]
 

@@ -73,14 +73,9 @@ def turned(theirs: str, ours: str) -> Entry:
     return Entry(theirs, (ours,), lambda tensor: (tensor.t(),), lambda parts: parts[0].t())
 
 
-def norm(theirs: str, ours: str, *, bias: bool) -> list[Entry]:
-    """Weight and (where there is one) bias of a norm, or of a linear map stored as ours."""
+def weights(theirs: str, ours: str, *, bias: bool) -> list[Entry]:
+    """Weight and (where there is one) bias of a norm, or of a linear map stored as ours: (outputs, inputs)."""
     return [same(f"{theirs}.{part}", f"{ours}.{part}") for part in (("weight", "bias") if bias else ("weight",))]
-
-
-def linear(theirs: str, ours: str, *, bias: bool) -> list[Entry]:
-    """Weight and (where there is one) bias of a linear map stored as ours: (outputs, inputs)."""
-    return norm(theirs, ours, bias=bias)
 
 
 def thirds(theirs: str, ours: tuple[str, str, str], *, transposed: bool = False) -> Entry:
@@ -241,7 +236,7 @@ class ConfigReader:
     def head_width(self, width: int, heads: int) -> int:
         """`width` / `heads`. Raises UserError where that is no whole number."""
         if heads < 1 or width % heads:
-            raise self.error(f"a width of {width} cannot be divided among {heads} heads")
+            raise self.error(f"its {heads} attention heads cannot share a width of {width} evenly")
         return width // heads
 
     def nested(self, name: str) -> "ConfigReader":
@@ -274,13 +269,6 @@ class ConfigReader:
                     f"the field {name} ({value!r}) is not known, so this model might not be what it says: "
                     "remove the field if it changes nothing"
                 )
-
-
-def head_width(reader: ConfigReader, width: int, heads: int) -> int:
-    """E = D / H of families whose heads share the width evenly. Raises UserError where they cannot."""
-    if heads < 1 or width % heads:
-        raise reader.error(f"its {heads} attention heads cannot share a width of {width} evenly")
-    return width // heads
 
 
 ACTIVATIONS = {

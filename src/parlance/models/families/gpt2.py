@@ -22,12 +22,11 @@ from parlance.models.families.family import (
     Stacked,
     Values,
     head,
-    head_width,
     layered,
-    norm,
     same,
     thirds,
     turned,
+    weights,
 )
 from parlance.models.transformer_config import TransformerConfig
 
@@ -45,7 +44,7 @@ def read_sizes(reader: ConfigReader) -> dict[str, Any]:
         "width": width,
         "layers": reader.integer("n_layer", "num_hidden_layers"),
         "heads": heads,
-        "head_width": head_width(reader, width, heads),
+        "head_width": reader.head_width(width, heads),
         "mlp_width": reader.integer("n_inner", default=4 * width),
         "norm": "layer",
         "norm_epsilon": reader.number("layer_norm_epsilon", default=1e-5),
@@ -108,12 +107,12 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
 
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"transformer.h.{number}"
-        yield from norm(f"{theirs}.ln_1", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.ln_1", f"{ours}.input_layernorm", bias=True)
         for part in ("weight", "bias"):
             q, k, v = (f"{ours}.self_attn.{name}_proj.{part}" for name in "qkv")
             yield thirds(f"{theirs}.attn.c_attn.{part}", (q, k, v), transposed=True)
         yield from matrix(f"{theirs}.attn.c_proj", f"{ours}.self_attn.o_proj")
-        yield from norm(f"{theirs}.ln_2", f"{ours}.post_attention_layernorm", bias=True)
+        yield from weights(f"{theirs}.ln_2", f"{ours}.post_attention_layernorm", bias=True)
         yield from matrix(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up_proj")
         yield from matrix(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down_proj")
 
@@ -121,7 +120,7 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
         same("transformer.wte.weight", "embed_tokens.weight"),
         same("transformer.wpe.weight", "embed_positions.weight"),
         *layered(config, block),
-        *norm("transformer.ln_f", "norm", bias=True),
+        *weights("transformer.ln_f", "norm", bias=True),
         head("lm_head.weight", config),
     ]
 

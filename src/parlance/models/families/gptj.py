@@ -20,9 +20,8 @@ from parlance.models.families.family import (
     head,
     interleaved,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.families.gpt2 import read_sizes, write_sizes
 from parlance.models.transformer_config import TransformerConfig
@@ -57,7 +56,7 @@ def _write(config: TransformerConfig) -> Values:
 def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"transformer.h.{number}"
-        yield from norm(f"{theirs}.ln_1", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.ln_1", f"{ours}.input_layernorm", bias=True)
         for part in ("q_proj", "k_proj"):
             yield interleaved(
                 f"{theirs}.attn.{part}.weight",
@@ -67,13 +66,13 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
             )
         yield same(f"{theirs}.attn.v_proj.weight", f"{ours}.self_attn.v_proj.weight")
         yield same(f"{theirs}.attn.out_proj.weight", f"{ours}.self_attn.o_proj.weight")
-        yield from linear(f"{theirs}.mlp.fc_in", f"{ours}.mlp.up_proj", bias=True)
-        yield from linear(f"{theirs}.mlp.fc_out", f"{ours}.mlp.down_proj", bias=True)
+        yield from weights(f"{theirs}.mlp.fc_in", f"{ours}.mlp.up_proj", bias=True)
+        yield from weights(f"{theirs}.mlp.fc_out", f"{ours}.mlp.down_proj", bias=True)
 
     return [
         same("transformer.wte.weight", "embed_tokens.weight"),
         *layered(config, block),
-        *norm("transformer.ln_f", "norm", bias=True),
+        *weights("transformer.ln_f", "norm", bias=True),
         head("lm_head.weight", config),
         same("lm_head.bias", "head_bias"),
     ]

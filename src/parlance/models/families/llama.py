@@ -10,17 +10,7 @@ Sources: Touvron et al. 2023; Grattafiori et al. 2024; Jiang et al. 2023, 2024; 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from parlance.models.families.family import (
-    ConfigReader,
-    Entry,
-    Family,
-    Stacked,
-    Values,
-    head,
-    layered,
-    linear,
-    same,
-)
+from parlance.models.families.family import ConfigReader, Entry, Family, Stacked, Values, head, layered, same, weights
 from parlance.models.families.rotary_fields import read_rotary, write_rotary
 from parlance.models.transformer_config import TransformerConfig
 
@@ -172,7 +162,7 @@ def decoder_table(
         ours, theirs = f"layers.{number}", f"model.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
             bias = config.output_bias if part == "o_proj" else config.attention_bias
-            yield from linear(f"{theirs}.self_attn.{part}", f"{ours}.self_attn.{part}", bias=bias)
+            yield from weights(f"{theirs}.self_attn.{part}", f"{ours}.self_attn.{part}", bias=bias)
         for part in ("q_norm", "k_norm") if config.qk_norm else ():
             yield same(f"{theirs}.self_attn.{part}.weight", f"{ours}.self_attn.{part}.weight")
         for part in ("input_layernorm", "post_attention_layernorm"):
@@ -190,7 +180,7 @@ def decoder_table(
 def one_feed_forward(config: TransformerConfig, number: int) -> Iterable[Entry]:
     """SwiGLU of block `number`."""
     for part in ("gate_proj", "up_proj", "down_proj"):
-        yield from linear(f"model.layers.{number}.mlp.{part}", f"layers.{number}.mlp.{part}", bias=config.mlp_bias)
+        yield from weights(f"model.layers.{number}.mlp.{part}", f"layers.{number}.mlp.{part}", bias=config.mlp_bias)
 
 
 def _table(config: TransformerConfig) -> list[Entry | Stacked]:

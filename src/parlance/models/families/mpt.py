@@ -17,10 +17,9 @@ from parlance.models.families.family import (
     Values,
     head,
     layered,
-    linear,
-    norm,
     same,
     thirds,
+    weights,
 )
 from parlance.models.transformer_config import TransformerConfig
 
@@ -121,18 +120,18 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
                     f"{ours}.self_attn.v_proj.{part}",
                 ),
             )
-        yield from linear(f"{theirs}.attn.out_proj", f"{ours}.self_attn.o_proj", bias=biased)
-        yield from linear(f"{theirs}.ffn.up_proj", f"{ours}.mlp.up_proj", bias=biased)
-        yield from linear(f"{theirs}.ffn.down_proj", f"{ours}.mlp.down_proj", bias=biased)
-        yield from norm(f"{theirs}.norm_1", f"{ours}.input_layernorm", bias=biased)
-        yield from norm(f"{theirs}.norm_2", f"{ours}.post_attention_layernorm", bias=biased)
+        yield from weights(f"{theirs}.attn.out_proj", f"{ours}.self_attn.o_proj", bias=biased)
+        yield from weights(f"{theirs}.ffn.up_proj", f"{ours}.mlp.up_proj", bias=biased)
+        yield from weights(f"{theirs}.ffn.down_proj", f"{ours}.mlp.down_proj", bias=biased)
+        yield from weights(f"{theirs}.norm_1", f"{ours}.input_layernorm", bias=biased)
+        yield from weights(f"{theirs}.norm_2", f"{ours}.post_attention_layernorm", bias=biased)
 
     positions = [same("transformer.wpe.weight", "embed_positions.weight")] if config.positions == "learned" else []
     return [
         same("transformer.wte.weight", "embed_tokens.weight"),
         *positions,
         *layered(config, block),
-        *norm("transformer.norm_f", "norm", bias=biased),
+        *weights("transformer.norm_f", "norm", bias=biased),
         head("lm_head.weight", config),
     ]
 

@@ -22,11 +22,9 @@ from parlance.models.families.family import (
     Values,
     grouped,
     head,
-    head_width,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.families.rotary_fields import read_rotary, write_rotary
 from parlance.models.transformer_config import TransformerConfig
@@ -67,7 +65,7 @@ def _write_positions(config: TransformerConfig) -> Values:
 
 def _read(reader: ConfigReader) -> TransformerConfig:
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
-    length, inner = reader.integer("max_position_embeddings"), head_width(reader, width, heads)
+    length, inner = reader.integer("max_position_embeddings"), reader.head_width(width, heads)
     parallel, biased = reader.flag("use_parallel_residual", default=True), reader.flag("attention_bias", default=True)
     config = TransformerConfig(
         vocab_size=reader.integer("vocab_size"),
@@ -118,20 +116,20 @@ def _write(config: TransformerConfig) -> Values:
 def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"gpt_neox.layers.{number}"
-        yield from norm(f"{theirs}.input_layernorm", f"{ours}.input_layernorm", bias=True)
-        yield from norm(f"{theirs}.post_attention_layernorm", f"{ours}.post_attention_layernorm", bias=True)
+        yield from weights(f"{theirs}.input_layernorm", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.post_attention_layernorm", f"{ours}.post_attention_layernorm", bias=True)
         for part in ("weight", "bias") if config.attention_bias else ("weight",):
             q, k, v = (f"{ours}.self_attn.{name}_proj.{part}" for name in "qkv")
             fused = f"{theirs}.attention.query_key_value.{part}"
             yield grouped(fused, (q, k, v), groups=config.heads, queries=1, head_width=config.head_width)
-        yield from linear(f"{theirs}.attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
-        yield from linear(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
-        yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
+        yield from weights(f"{theirs}.attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
+        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
+        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
 
     return [
         same("gpt_neox.embed_in.weight", "embed_tokens.weight"),
         *layered(config, block),
-        *norm("gpt_neox.final_layer_norm", "norm", bias=True),
+        *weights("gpt_neox.final_layer_norm", "norm", bias=True),
         head("embed_out.weight", config),
     ]
 

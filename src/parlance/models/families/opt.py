@@ -20,11 +20,9 @@ from parlance.models.families.family import (
     Stacked,
     Values,
     head,
-    head_width,
     layered,
-    linear,
-    norm,
     same,
+    weights,
 )
 from parlance.models.transformer_config import TransformerConfig
 
@@ -47,7 +45,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         width=width,
         layers=reader.integer("num_hidden_layers"),
         heads=heads,
-        head_width=head_width(reader, width, heads),
+        head_width=reader.head_width(width, heads),
         mlp_width=reader.integer("ffn_dim"),
         positions="learned",
         position_offset=_OFFSET,
@@ -98,12 +96,12 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"model.decoder.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj"):
-            yield from linear(f"{theirs}.self_attn.{part}", f"{ours}.self_attn.{part}", bias=biased)
-        yield from linear(f"{theirs}.self_attn.out_proj", f"{ours}.self_attn.o_proj", bias=biased)
-        yield from norm(f"{theirs}.self_attn_layer_norm", f"{ours}.input_layernorm", bias=True)
-        yield from linear(f"{theirs}.fc1", f"{ours}.mlp.up_proj", bias=biased)
-        yield from linear(f"{theirs}.fc2", f"{ours}.mlp.down_proj", bias=biased)
-        yield from norm(f"{theirs}.final_layer_norm", f"{ours}.post_attention_layernorm", bias=True)
+            yield from weights(f"{theirs}.self_attn.{part}", f"{ours}.self_attn.{part}", bias=biased)
+        yield from weights(f"{theirs}.self_attn.out_proj", f"{ours}.self_attn.o_proj", bias=biased)
+        yield from weights(f"{theirs}.self_attn_layer_norm", f"{ours}.input_layernorm", bias=True)
+        yield from weights(f"{theirs}.fc1", f"{ours}.mlp.up_proj", bias=biased)
+        yield from weights(f"{theirs}.fc2", f"{ours}.mlp.down_proj", bias=biased)
+        yield from weights(f"{theirs}.final_layer_norm", f"{ours}.post_attention_layernorm", bias=True)
 
     entries: list[Entry | Stacked] = [
         same("model.decoder.embed_tokens.weight", "embed_tokens.weight"),
@@ -113,7 +111,7 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     if config.embedding_width is not None:
         entries += [same(f"model.decoder.{part}.weight", f"{part}.weight") for part in ("project_in", "project_out")]
     if config.final_norm:
-        entries += norm("model.decoder.final_layer_norm", "norm", bias=True)
+        entries += weights("model.decoder.final_layer_norm", "norm", bias=True)
     return [*entries, head("lm_head.weight", config)]
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from parlance.models.encoder_decoder import EncoderDecoderConfig
-from parlance.models.families.family import ACTIVATIONS, ConfigReader, Entry, Family, Values, linear, same
+from parlance.models.families.family import ACTIVATIONS, ConfigReader, Entry, Family, Values, same, weights
 from parlance.models.transformer_config import TransformerConfig
 
 _FEED_FORWARDS = {f"gated-{word}": f"gated {name}" for word, name in ACTIVATIONS.items()} | ACTIVATIONS
@@ -150,7 +150,7 @@ def _attention(theirs: str, ours: str, factor: float) -> Iterable[Entry]:
         lambda parts: parts[0] / factor,
     )
     for part in ("k", "v", "o"):
-        yield from linear(f"{theirs}.{part}", f"{ours}.{part}_proj", bias=False)
+        yield from weights(f"{theirs}.{part}", f"{ours}.{part}_proj", bias=False)
 
 
 def _stack(name: str, config: TransformerConfig) -> Iterable[Entry]:
