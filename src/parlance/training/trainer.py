@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.core.progress import say
+from parlance.training.gradients import Gradients, SingleProcess
 from parlance.training.objectives import Objective
-from parlance.training.optimizers import Optimizer, clip_gradients
+from parlance.training.optimizers import Optimizer
 from parlance.training.schedules import trapezoid
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -61,8 +62,10 @@ class Trainer(Generic[ModelT, BatchT]):
         batches: Callable[[Any], Iterator[tuple[BatchT, Any]]],
         optimizer: Optimizer,
         config: TrainingConfig,
+        gradients: Gradients | None = None,
     ) -> None:
         self.model, self.objective, self.optimizer, self.config = model, objective, optimizer, config
+        self.gradients = gradients or SingleProcess()
         self._batches = batches
         self._source: Iterator[tuple[BatchT, Any]] | None = None
         self._data_state: Any = None
@@ -73,19 +76,15 @@ class Trainer(Generic[ModelT, BatchT]):
         """One optimizer step; returns mean loss, gradient norm, share of the peak rate, and mean metrics."""
         if self._source is None:
             self._source = self._batches(self._data_state)
-        loss_sum, count, sums = 0.0, 0, dict[str, float]()
+        batches = []
         for _ in range(self.config.accumulation):
             batch, self._data_state = next(self._source)
-            terms = self.objective(self.model, batch)
-            minimised = terms.loss_sum if terms.regulariser is None else terms.loss_sum + terms.regulariser
-            minimised.backward()  # type: ignore[no-untyped-call]
-            loss_sum, count = loss_sum + float(terms.loss_sum.detach()), count + terms.count
-            for name, value in terms.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value
-        if count == 0:
+            batches.append(batch)
+        sums = self.gradients.backward(self.model, self.objective, batches)
+        if sums.count == 0:
             raise UserError("a batch has nothing to learn from: every target is masked")
-        self.optimizer.divide_gradients(count)
-        norm = clip_gradients(self.optimizer.parameters(), self.config.clip)
+        self.optimizer.divide_gradients(sums.count)
+        norm = self.gradients.clip(self.optimizer, self.config.clip)
         # The first step must move too: progress is still 0 there.
         scale = trapezoid(max(progress, 1e-3), self.config.warmup, self.config.decay, self.config.final)
         if math.isfinite(norm):
@@ -93,9 +92,10 @@ class Trainer(Generic[ModelT, BatchT]):
         else:
             say("a step was skipped: its gradient is not finite")
         self.optimizer.zero_gradients()
-        self.items += count
-        means = {name: value / count for name, value in sums.items()}
-        return {"items": self.items, "loss": loss_sum / count, "gradient_norm": norm, "rate_share": scale, **means}
+        self.items += sums.count
+        means = {name: value / sums.count for name, value in sums.metrics.items()}
+        mean = sums.loss / sums.count
+        return {"items": self.items, "loss": mean, "gradient_norm": norm, "rate_share": scale, **means}
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `LoopBody`."""
