@@ -23,7 +23,8 @@ from parlance.core.metrics import MetricsLog
 from parlance.text.token_dataset import TokenDataset
 from parlance.training.loop import Budget
 from parlance.training.objectives import mean_loss
-from parlance.training.pretraining import PretrainingConfig, pretrain, validation_batches
+from parlance.training.pretraining import PretrainingConfig, pretrain
+from parlance.training.tasks import NextTokenTask
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,8 +64,10 @@ def main() -> None:
                     seed=seed,
                     device=device,
                 )
-            whole = config.model_copy(update={"validation_tokens": len(validation.tokens)})
-            loss = mean_loss(result.model, validation_batches(validation, whole, device))
+            whole = NextTokenTask(config.batch_size, config.context_length, "stream").validation(
+                validation, len(validation.tokens) - 1, device
+            )
+            loss = mean_loss(result.model, whole)
             rows.append({"model": name, "seed": seed, "loss": loss, "tokens": result.tokens, "seconds": result.seconds})
             print(json.dumps(rows[-1]), flush=True)
     output = ROOT / "benchmarks" / "results" / "architecture.json"
