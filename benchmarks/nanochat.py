@@ -83,7 +83,7 @@ def run_parlance(arguments: argparse.Namespace) -> dict[str, Any]:
             Path(folder),
             PretrainingConfig(context_length=CONTEXT),
             Budget(seconds=arguments.seconds),
-            vocab_size=train.vocab_size,
+            vocab_size=train.info["vocab_size"],
             metrics=MetricsLog(Path(folder) / "metrics.jsonl"),
             seed=arguments.seed,
             device=torch.device("cpu"),
@@ -114,7 +114,7 @@ def run_nanochat(arguments: argparse.Namespace) -> dict[str, Any]:
     width = 64 * arguments.depth
     config = GPTConfig(
         sequence_len=CONTEXT,
-        vocab_size=train.vocab_size,
+        vocab_size=train.info["vocab_size"],
         n_layer=arguments.depth,
         n_head=width // 64,
         n_kv_head=width // 64,
@@ -129,7 +129,7 @@ def run_nanochat(arguments: argparse.Namespace) -> dict[str, Any]:
     counts = model.num_scaling_params()
 
     # Its horizon is a fixed ratio of tokens to parameters, however long it trains.
-    reference = 12 * REFERENCE_DEPTH * (64 * REFERENCE_DEPTH) ** 2 + train.vocab_size * 64 * REFERENCE_DEPTH
+    reference = 12 * REFERENCE_DEPTH * (64 * REFERENCE_DEPTH) ** 2 + train.info["vocab_size"] * 64 * REFERENCE_DEPTH
     decay = 0.28 * share * reference / (counts["transformer_matrices"] + counts["lm_head"])
 
     def new_optimizer() -> Any:
