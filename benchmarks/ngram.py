@@ -8,10 +8,11 @@ lines are sentences, words are what white space separates.
 
 What is compared. Both programs start from the text file, as processes of their own. Training ends with a model on disk:
 ARPA text for `lmplz`, the mapped arrays for Parlance. Wall time, processor time and peak memory are those of the whole
-process. Scoring is `query` with a probing model, mapped, against a Parlance process that loads the model, cuts the text
-into words, finds their numbers and scores them; then without start: KenLM's time less that for an empty text, and
-Parlance's as taken within the process, once with the search for the words' numbers and once without. Both are run once
-before they are timed, so that files are cached and kernels compiled.
+process. Scoring is `query` with a probing model, mapped, against a Parlance process that loads the model and its words
+and scores the bytes of the text; then without start: KenLM's time less that for an empty text, and Parlance's as taken
+within the process, from the text's bytes to its log-probabilities, and once more from the words' numbers alone. `query`
+works on one thread; Parlance is measured on one and on all. Both are run once before they are timed, so that files are
+cached and kernels compiled. What Parlance's start consists of is given part by part.
 
 What must be equal. Held-out perplexity of orders 1 to 5, with words not seen in training (`<unk>`, which has its share
 of the uniform distribution) and without them; sentences begin with `<s>`, end with a predicted `</s>`. `query` opens
@@ -64,48 +65,47 @@ def train(text: Path, folder: Path, order: int) -> dict[str, Any]:
     model = NGramModel.train([ids], len(vocabulary), order, END)
     trained = time.perf_counter()
     model.save(folder)
-    with pa.OSFile(str(folder / "words.arrow"), "wb") as file:
-        batch = pa.record_batch([vocabulary], ["words"])
-        with pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
+    (folder / "words.txt").write_text("\n".join(vocabulary.to_pylist()))
     return {
         "import": imported - started,
         "words to numbers": encoded - imported,
         "train": trained - encoded,
         "save": time.perf_counter() - trained,
-        "bytes per n-gram": model.size_bytes() / model.parameter_count(),
+        "bytes per n-gram": sum(path.stat().st_size for path in folder.glob("*.npy")) / model.parameter_count(),
         "n-grams": model.parameter_count(),
     }
 
 
-def score(folder: Path, text: Path) -> dict[str, Any]:
-    """In a process of its own: perplexity of a text by a saved model."""
+def score(folder: Path, text: Path, *, again: bool) -> dict[str, Any]:
+    """In a process of its own: perplexity of a text by a saved model; `again`: from its words' numbers too."""
     started = time.perf_counter()
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     from parlance.models.ngram import NGramModel
+    from parlance.models.ngram_words import score_sentences, word_table
 
     imported = time.perf_counter()
     model = NGramModel.load(folder)
-    vocabulary = pa.ipc.open_file(pa.memory_map(str(folder / "words.arrow"))).get_batch(0).column(0)
-    model.log_probs(np.array([END]))  # load what is compiled
+    words = (folder / "words.txt").read_text().split("\n")
+    opened = time.perf_counter()
+    table = word_table(words, unknown=UNKNOWN, end=END)
+    score_sentences(b"a", table, model)  # load what is compiled
     loaded = time.perf_counter()
-    numbers = pc.fill_null(pc.index_in(words_of(text), vocabulary), UNKNOWN)
-    ids = numbers.to_numpy()
-    encoded = time.perf_counter()
-    log_probs = model.log_probs(ids)
+    ids, log_probs = score_sentences(text.read_bytes(), table, model)
     done = time.perf_counter()
+    if again:
+        model.log_probs(ids)
+    ended = time.perf_counter()
     known = log_probs[ids != UNKNOWN]
     return {
         "including OOVs": float(np.exp(-log_probs.mean())) if ids.size else 1.0,
         "excluding OOVs": float(np.exp(-known.mean())) if known.size else 1.0,
         "tokens": ids.size,
         "import": imported - started,
-        "load": loaded - imported,
-        "words to numbers": encoded - loaded,
-        "score": done - encoded,
+        "open": opened - imported,
+        "table of words, compiled code": loaded - opened,
+        "score words": done - loaded,
+        "score numbers": ended - done,
     }
 
 
@@ -124,9 +124,10 @@ def run(command: Sequence[str | Path], **redirect: Any) -> tuple[str, dict[str, 
     return printed, {"wall": seconds, "cpu": usage.ru_utime + usage.ru_stime, "MB": usage.ru_maxrss / 1024}
 
 
-def parlance(*arguments: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
-    """One of the two functions above, in a process of its own."""
-    printed, took = run([sys.executable, __file__, *arguments])
+def parlance(*arguments: str | Path, threads: int | None = None) -> tuple[dict[str, Any], dict[str, float]]:
+    """One of the functions of this file, in a process of its own; `threads` None: one a core."""
+    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    printed, took = run([sys.executable, __file__, *arguments], env=os.environ | environment)
     return json.loads(printed.strip().splitlines()[-1]), took
 
 
@@ -263,32 +264,35 @@ def main() -> None:
         print(json.dumps(result["training"], indent=1), flush=True)
 
         # 3. Scoring, in turns.
-        ours, theirs, parts, nothing = [], [], [], []
+        rows: dict[str, list[Any]] = {"kenlm": [], "empty": [], "all threads": [], "one thread": []}
         for _ in range(arguments.rounds):
-            part, took = parlance("score", folder, lines)
-            parts.append(part)
-            ours.append(took)
-            theirs.append(query(binary, lines)[1])
-            nothing.append(query(binary, work / "empty.txt")[1])
-        inner = [{"wall": a["wall"] - b["wall"]} for a, b in zip(theirs, nothing, strict=True)]
-        from_words = [{"wall": part["words to numbers"] + part["score"]} for part in parts]
-        from_numbers = [{"wall": part["score"]} for part in parts]
-        tokens = parts[0]["tokens"]
+            rows["kenlm"].append(query(binary, lines)[1])
+            rows["empty"].append(query(binary, work / "empty.txt")[1])
+            for name, threads in (("all threads", None), ("one thread", 1)):
+                part, took = parlance("score", folder, lines, threads=threads)
+                numbers = parlance("score", folder, lines, "again", threads=threads)[0]["score numbers"]
+                rows[name].append(part | took | {"score numbers": numbers})
+        inner = [{"wall": a["wall"] - b["wall"]} for a, b in zip(rows["kenlm"], rows["empty"], strict=True)]
+        tokens = rows["one thread"][0]["tokens"]
         result["scoring"] = {
             "tokens": tokens,
-            "perplexity": {"parlance": parts[0], "kenlm": perplexities(query(binary, lines)[0])},
-            "parlance": {what: spread([row[what] for row in ours]) for what in ours[0]},
-            "kenlm": {what: spread([row[what] for row in theirs]) for what in theirs[0]},
-            "kenlm / parlance, whole process, wall": ratios(ours, theirs, "wall"),
-            "kenlm / parlance, whole process, cpu": ratios(ours, theirs, "cpu"),
-            "kenlm / parlance, without start": ratios(from_words, inner, "wall"),
-            "kenlm / parlance, without start and words": ratios(from_numbers, inner, "wall"),
-            "tokens per second": {
-                "kenlm, without start": spread([tokens / row["wall"] for row in inner]),
-                "parlance, without start": spread([tokens / row["wall"] for row in from_words]),
-                "parlance, from numbers": spread([tokens / row["wall"] for row in from_numbers]),
-            },
+            "perplexity": {"parlance": rows["one thread"][0], "kenlm": perplexities(query(binary, lines)[0])},
+            "kenlm": {what: spread([row[what] for row in rows["kenlm"]]) for what in ("wall", "cpu", "MB")},
+            "kenlm, tokens per second without start": spread([tokens / row["wall"] for row in inner]),
         }
+        for name in ("one thread", "all threads"):
+            ours = rows[name]
+            measured = [key for key in ours[0] if key not in ("including OOVs", "excluding OOVs", "tokens")]
+            from_words = [{"wall": row["score words"]} for row in ours]
+            from_numbers = [{"wall": row["score numbers"]} for row in ours]
+            result["scoring"][f"parlance, {name}"] = {
+                **{what: spread([row[what] for row in ours]) for what in measured},
+                "kenlm / parlance, from words": ratios(from_words, inner, "wall"),
+                "kenlm / parlance, from numbers": ratios(from_numbers, inner, "wall"),
+                "kenlm / parlance, whole process, wall": ratios(ours, rows["kenlm"], "wall"),
+                "kenlm / parlance, whole process, cpu": ratios(ours, rows["kenlm"], "cpu"),
+                "tokens per second, from words": spread([tokens / row["wall"] for row in from_words]),
+            }
         print(json.dumps(result["scoring"], indent=1), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -299,7 +303,7 @@ if __name__ == "__main__":
         case ["train"]:
             print(json.dumps(train(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
         case ["score"]:
-            print(json.dumps(score(Path(sys.argv[2]), Path(sys.argv[3]))))
+            print(json.dumps(score(Path(sys.argv[2]), Path(sys.argv[3]), again=sys.argv[4:] == ["again"])))
         case ["prepare"]:
             print(json.dumps(prepare(Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])))
         case _:

@@ -1,6 +1,6 @@
 """The conversation of `parlance chat`: its memory, its keys, its commands; with a model whose answers are known."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,8 @@ import pytest
 from parlance.cli.conversation import Conversation, converse, read_message
 from parlance.cli.output import printable
 from parlance.core.errors import UserError
+from parlance.inference.generation import Ending
+from parlance.inference.model import Continuation
 from parlance.inference.sampling import SamplingConfig
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import train_tokenizer
@@ -25,8 +27,12 @@ class Echo:
         self.seen: list[list[dict[str, str]]] = []
         self.seeds: list[int] = []
         self.interrupt_after: int | None = None
+        self.full_after: int | None = None
 
-    def chat_stream(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Iterator[str]:
+    def chat_stream(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Continuation:
+        return Continuation(self.pieces(messages, sampling))
+
+    def pieces(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Generator[str, None, Ending]:
         self.seen.append([dict(message) for message in messages])
         self.seeds.append(sampling.seed)
         context = self.language_model.context_length
@@ -35,7 +41,10 @@ class Echo:
         for number, character in enumerate(messages[-1]["content"]):
             if number == self.interrupt_after:
                 raise KeyboardInterrupt
+            if number == self.full_after:
+                return "context"
             yield character
+        return "stop"
 
 
 def talk(context_length: int | None = None) -> tuple[Conversation, Echo]:
@@ -136,6 +145,20 @@ def test_control_c_stops_the_answer_and_not_the_program(
     assert "abc\n(stopped)" in out
     assert "xy\n" in out
     assert conversation.messages[1]["content"] == "abc"
+
+
+def test_an_answer_that_a_full_context_cuts_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversation, model = talk()
+    typed(monkeypatch, "abcdef", "", EOFError)
+    model.full_after = 3
+    converse(conversation)
+    assert "abc\n(cut: the model's context is full)" in capsys.readouterr().out
+    model.full_after = None
+    typed(monkeypatch, "abcdef", "", EOFError)
+    converse(conversation)
+    assert "full" not in capsys.readouterr().out
 
 
 def test_no_model_can_steer_a_terminal() -> None:

@@ -91,3 +91,13 @@ def test_a_run_without_alignment(run: Path) -> None:
     assert "Transformer" in out
     assert "PPO" not in out
     assert "generate" in out
+
+
+def test_energy_is_called_what_it_is(run: Path) -> None:
+    for method, word in (
+        ("measured: RAPL counters; a GPU is not counted", "measured"),
+        ("estimate: processor time x 7 W; a GPU is not counted", "estimate"),
+        ("estimate: processor time x 7 W; 1 GPU measured by NVML", "measured in part"),
+    ):
+        save(run, "summary.json", {"energy": {"kilowatt_hours": 0.002, "method": method}})
+        assert f"energy about 2 Wh ({word})" in printed(run, width=200, terminal=False)

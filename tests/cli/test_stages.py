@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import logging
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from parlance.cli.inputs import parse_count
 from parlance.cli.main import main
 from parlance.cli.stage_folder import StageFolder
 from parlance.core.errors import UserError
+from parlance.text.tokenizers import train_tokenizer
 
 SMALL = [
     "--steps",
@@ -163,6 +166,79 @@ def test_a_finished_stage_is_not_repeated_and_not_overwritten(made: Path, capsys
     assert (made / "base" / "model.safetensors").stat() == weights
 
 
+def test_a_budget_in_tokens_and_a_loss_to_reach(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", made / "corpus", *SMALL[2:], "--set", "tensorboard=true", "--set", "sample_tokens=4"]
+    words += ["--set", "compile=false"]  # with an hour it would be worth it
+    facts = result(capsys, *words, "--tokens", "2k", "--out", tmp_path / "tokens")["facts"]
+    assert (facts["steps"], facts["tokens"], facts["skipped_steps"]) == (4, 4 * 8 * 64, 0)
+    assert "target" not in facts
+    samples = [json.loads(line) for line in (tmp_path / "tokens" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [1, 2, 3, 4]
+    assert all(sample["text"] for sample in samples)
+    assert list((tmp_path / "tokens" / "tensorboard").iterdir())
+    facts = result(capsys, *words, "--tokens", "2k", "--until-loss", "20", "--out", tmp_path / "loss")["facts"]
+    assert facts["target"]["reached"]
+    assert facts["steps"] == 1
+    facts = result(capsys, *words, "--until-loss", "20", "--out", tmp_path / "alone")["facts"]
+    assert facts["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--tokens", "many"], "--tokens many: write a number above zero, like 5000, 20k, 1.5m or 10b"),
+        (["--tokens", "0"], "--tokens 0: write a number above zero"),
+        (["--tokens", "1e30"], "--tokens 1e30: write a number up to 10^18"),
+        (["--steps", "9" * 23], "invalid value for '--steps': Input should be less than or equal to 10"),
+        (["--tokens", "2k", "--steps", "1"], "give --budget TIME (like 3m) or --steps N, one of the two"),
+        ([], "give --budget TIME (like 3m) or --steps N, one of the two"),
+        (["--steps", "1", "--set", "training.precision=fp16"], "precision fp16 is for CUDA devices"),
+        (["--steps", "1", "--model", "ngram"], "takes no --budget and no --steps"),
+    ],
+)
+def test_budgets_and_precisions_that_cannot_be(
+    options: list[str], told: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", str(made / "corpus"), *options, "--out", str(tmp_path / "out")]
+    if "ngram" not in options:
+        words += SMALL[2:]
+    assert main([*words, "--device", "cpu"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("length", "split"), [(10**6, "training"), (150_000, "validation")])
+def test_a_context_longer_than_a_split_is_refused_before_it_is_encoded(
+    length: int, split: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", str(made / "corpus"), "--steps", "1", *SMALL[2:], "--set", f"context_length={length}"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"the {split} split of " in told
+    assert f"less than one context of {length} tokens; bring more text" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5000", 5000), ("20k", 20_000), ("1.5m", 1_500_000), ("10b", 10**10), ("2T", 2 * 10**12)]
+)
+def test_counts(text: str, value: int) -> None:
+    assert parse_count("--tokens", text) == value
+
+
+def test_tokens_of_another_tokenizer_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same size and another vocabulary: found by its fingerprint."""
+    out = tmp_path / "base"
+    words = ["pretrain", str(made / "corpus"), *SMALL, "--out", str(out)]
+    ok(capsys, *words)
+    (out / "stage.json").unlink()  # as if it had been stopped just before its end
+    train_tokenizer(["another text, of which other tokens are made " * 20], "bpe", 300).save(out / "tokenizer")
+    assert main([*words, "--resume"]) == 2
+    assert "was made with another tokenizer: encode the corpus with the one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["finetune", "reward"])
 def test_wrong_data_leaves_the_folder_free_for_the_next_try(
     command: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -210,6 +286,57 @@ def test_a_stage_folder_keeps_what_was_trained(tmp_path: Path) -> None:
         assert folder.finished is not None
         assert folder.finished["facts"] == {"steps": 3}
     assert not (path / "training").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("command.json", "{}"), ("command.json", "[]"), ("command.json", '{"stage": "sft"}'), ("stage.json", "{}")],
+)
+def test_a_damaged_record_of_a_stage_is_named(tmp_path: Path, name: str, content: str) -> None:
+    with StageFolder(tmp_path, "sft", {}, resume=False) as folder:
+        folder.finish({})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        StageFolder(tmp_path, "sft", {}, resume=True).__enter__()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from parlance.cli.stage_folder import StageFolder
+with StageFolder(Path(sys.argv[1]), "sft", {}, resume=False):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    """Another process, which is killed in the end: that frees the folder."""
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match=r"another process is at work in .*out"):
+            StageFolder(out, "sft", {}, resume=True).__enter__()
+        with pytest.raises(UserError, match="unfinished stage"):
+            StageFolder(out, "sft", {}, resume=False).__enter__()
+    finally:
+        process.kill()
+        process.communicate()
+    with StageFolder(out, "sft", {}, resume=True) as folder:
+        with pytest.raises(UserError, match="another process is at work"):
+            StageFolder(out, "sft", {}, resume=True).__enter__()
+        folder.finish({})
+    assert {path.name for path in out.iterdir()} == {"command.json", "stage.json"}
+
+
+def test_a_folder_of_a_process_that_was_killed_as_it_began_is_free(tmp_path: Path) -> None:
+    for name in ("stage.lock", "command.json.partial"):
+        (tmp_path / name).touch()
+    with StageFolder(tmp_path, "sft", {}, resume=False):
+        pass
+    assert (tmp_path / "command.json").exists()
 
 
 def test_an_interrupted_stage_is_kept(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parlance.core.config import Config, differences, override, parse_config, parse_duration
+from parlance.core.config import Config, changes, differences, override, parse_config, parse_duration
 from parlance.core.errors import UserError
 
 
@@ -103,3 +103,5 @@ def test_differences_name_every_field():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}, "e": None}, {"a": 2, "b": {"c": 2, "d": 4}, "e": {"x": 1}}
     assert differences(old, new) == ["a", "b.d", "e"]
     assert differences(old, old) == []
+    assert changes(old, new) == ["a 1 -> 2", "b.d 3 -> 4", "e none -> {'x': 1}"]
+    assert changes({"a": "x" * 100}, {"a": "y"}) == [f"a {'x' * 57}... -> y"]

@@ -1,8 +1,13 @@
 """The metrics log is exact after a resume; progress is readable where standard error is no terminal."""
 
+import errno
+import json
+
 import pytest
 
+from parlance.core import metrics as metrics_module
 from parlance.core import progress as progress_module
+from parlance.core.artifacts import os_errors
 from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import Progress, say
@@ -44,10 +49,45 @@ def test_rewind_drops_a_line_that_a_kill_cut_short(log, cut):
     assert rows(log) == ['{"stage": "sft", "step": 1, "loss": 1.0}', '{"stage": "sft", "step": 2, "loss": 2.0}']
 
 
+@pytest.mark.parametrize("line", ["{}", '{"step": 3}', '{"stage": "sft"}', '{"stage": 7, "step": "x"}', "[]", "nul"])
+def test_rewind_passes_over_lines_that_are_no_rows(log, line):
+    log.write("sft", 1, loss=1.0)
+    with log.path.open("a") as file:
+        file.write(line + "\n")
+    log.write("sft", 2, loss=2.0)
+    log.rewind("sft", 1)
+    assert rows(log) == ['{"stage": "sft", "step": 1, "loss": 1.0}']
+
+
 def test_a_log_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         MetricsLog(tmp_path / "file" / "metrics.jsonl").write("sft", 1)
+
+
+def test_a_full_disk_stops_nothing_and_loses_no_row(log, monkeypatch, capsys):
+    log.write("sft", 1, loss=1.0)
+    original = metrics_module.append_jsonl
+
+    def full_disk(path, _record):
+        with path.open("a") as file:
+            file.write('{"stage": "sf')  # as much as there was room for
+        with os_errors("write", path):
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(metrics_module, "append_jsonl", full_disk)
+    for step in (2, 3):
+        log.write("sft", step, loss=float(step))
+    assert capsys.readouterr().err.count("no space left on device; training goes on") == 1
+    assert rows(log) == ['{"stage": "sft", "step": 1, "loss": 1.0}']
+    monkeypatch.setattr(metrics_module, "append_jsonl", original)
+    log.write("sft", 4, loss=4.0)
+    assert [json.loads(row)["step"] for row in rows(log)] == [1, 2, 3, 4]
+
+
+def test_what_is_no_number_is_null(log):
+    log.write("sft", 1, loss=float("nan"), norm=float("inf"), text="x", count=3)
+    assert rows(log) == ['{"stage": "sft", "step": 1, "loss": null, "norm": null, "text": "x", "count": 3}']
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from parlance.inference.model import Model, load, resolve_model_folder
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import save_model
+from parlance.models.conversion import convert
 from parlance.models.ngram import NGramModel
+from parlance.models.ngram_arpa import write_arpa
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
 
@@ -119,6 +121,30 @@ def test_a_cut_character_at_the_end_is_shown_as_such():
     assert say(list("é€".encode()[:-1])) == ["é", "\ufffd"]
 
 
+@pytest.mark.parametrize(
+    ("most", "overflow", "ended"),
+    [(5, "error", "max_tokens"), (1000, "error", "context"), (200, "slide", "max_tokens")],
+)
+def test_a_continuation_says_why_it_ended(folder, most, overflow, ended):
+    model = load(folder, "cpu")
+    model.stop = frozenset()
+    pieces = model.stream("def", SamplingConfig(max_tokens=most, overflow=overflow))
+    assert pieces.ended is None
+    text = "".join(pieces)
+    assert pieces.ended == ended
+    assert list(pieces) == []
+    assert pieces.ended == ended, "also when it is asked once more"
+    if ended == "context":
+        assert 0 < len(text) <= 64 - 3
+
+
+def test_a_stop_token_ended_it():
+    pieces = Model(Script(list(b"abc"), 256), BYTES, Path()).stream("?", SamplingConfig(max_tokens=3))
+    assert ("".join(pieces), pieces.ended, pieces.unknown) == ("abc", "max_tokens", 0)
+    pieces = Model(Script(list(b"abc"), 256), BYTES, Path()).stream("?", SamplingConfig(max_tokens=4))
+    assert ("".join(pieces), pieces.ended) == ("abc", "stop")
+
+
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +174,39 @@ def test_an_ngram_folder_is_a_model_too(tmp_path, tiny_tokenizer):
     model = load(tmp_path)
     assert model.generate("abc", SamplingConfig(temperature=0.0)) == "defgh"
     assert model.score("abcdefgh").bits_per_byte < model.score("hgfedcba").bits_per_byte
+
+
+def words_file(path: Path, *others: str) -> NGramModel:
+    """An ARPA file of words; returns the model in it."""
+    words = ["</s>", "the", "fox", "is", *others]
+    model = NGramModel.train([np.array([1, 2, 3, 1, 2]), np.array([1, 3])], len(words), 3, 0)
+    write_arpa(model, path, words)
+    return model
+
+
+def test_words_of_an_arpa_file_are_scored_line_by_line(tmp_path):
+    """As `query` of KenLM does: the end of each line is predicted, and white space beyond ASCII is part of words."""
+    model = words_file(tmp_path / "model.arpa", "<unk>", "a\u00a0b")
+    convert(tmp_path / "model.arpa", tmp_path / "folder")
+    text = "the fox  is\n\nis a\u00a0b bear\u2003x\nthe </s>"
+    ids = [1, 2, 3, 0, 0, 3, 5, 4, 0, 1, 4, 0]
+    for path in (tmp_path / "model.arpa", tmp_path / "folder"):
+        opened = load(path)
+        scored = opened.score(text)
+        np.testing.assert_allclose(scored.log_probs, model.log_probs(np.array(ids)), rtol=1e-5)
+        assert (scored.tokens, scored.unknown) == (12, 2)
+        assert opened.tokenizer.encode(text) == [index for index in ids if index != 0], "as prompts are read"
+        assert scored.bytes == len(" the fox is is a\u00a0b the".encode())
+        assert opened.stream("the bear is").unknown == 1
+
+
+def test_an_arpa_file_without_unk_names_the_word_it_does_not_know(tmp_path):
+    words_file(tmp_path / "model.arpa")
+    opened = load(tmp_path / "model.arpa")
+    assert opened.score("the fox\n").unknown == 0
+    for text in ("the <unk>\n", "the bear\n"):
+        with pytest.raises(UserError, match=f"does not know the word '{text.split()[1]}', and has no <unk>"):
+            opened.score(text)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

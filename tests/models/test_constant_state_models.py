@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.utils.flop_counter import FlopCounterMode
 
 from parlance.inference.generation import stream
 from parlance.inference.sampling import SamplingConfig
@@ -32,18 +33,31 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS, ids=str)
-def model(request) -> NeuralLanguageModel:
+REACH = {
+    "feed-forward, one layer": 5,
+    "feed-forward, deep": 4,
+    "feed-forward, one token": 1,
+    "convolutional": 1 + 2 * (1 + 2 + 4),
+    "convolutional, two cycles": 1 + (1 + 2 + 4 + 1 + 2),
+}
+"""How many tokens, the newest included, a prediction of those without a recurrence depends on."""
+
+
+def filled(model: NeuralLanguageModel) -> NeuralLanguageModel:
     """With every weight random, those that training starts at 0 or 1 too."""
-    made = MODELS[request.param]()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.normal_(0.5, 0.3, generator=generator)
             else:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return made
+    return model
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def model(request) -> NeuralLanguageModel:
+    return filled(MODELS[request.param]())
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -177,11 +191,33 @@ def test_names_put_every_parameter_into_its_group(model):
         assert parameter.ndim <= 2
 
 
+@pytest.mark.parametrize(("name", "reach"), REACH.items())
+@torch.inference_mode()
+def test_a_prediction_depends_on_its_window_and_on_nothing_before_it(name, reach):
+    model, tokens = filled(MODELS[name]()), random_tokens(1, 20)
+    last = model.forward(tokens)[0][0, -1]
+    for distance in range(20):
+        changed = tokens.clone()
+        changed[0, -1 - distance] = (changed[0, -1 - distance] + 1) % V
+        assert torch.equal(model.forward(changed)[0][0, -1], last) == (distance >= reach)
+
+
+@pytest.mark.parametrize("name", REACH)
+def test_the_work_is_what_torch_counts(name):
+    model = MODELS[name]()
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model.hidden(random_tokens(2, 16)))
+    assert counter.get_total_flops() == pytest.approx(32 * model.forward_flops_per_token(16), rel=1e-9)
+    assert model.training_flops_per_token(16) == 3 * model.forward_flops_per_token(16)
+
+
 @pytest.mark.parametrize("kind", [FeedForwardConfig, ConvolutionalConfig, RecurrentConfig])
 def test_configurations_share_their_first_fields_and_refuse_nonsense(kind):
     config = kind(vocab_size=7, context_length=None, layers=1, width=8)
     assert kind.model_validate(config.model_dump()) == config
     assert config.model_type.startswith("parlance-")
-    for field, value in (("layers", 0), ("width", 0), ("vocab_size", 0), ("context_length", 0), ("unknown", 1)):
+    small = [("layers", 0), ("width", 0), ("vocab_size", 0), ("context_length", 0)]
+    large = [("layers", 10**9), ("width", 10**9), ("vocab_size", 2**40), ("context_length", 2**40)]
+    for field, value in (*small, *large, ("unknown", 1)):
         with pytest.raises(ValidationError):
             kind.model_validate(config.model_dump() | {field: value})

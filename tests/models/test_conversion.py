@@ -10,8 +10,10 @@ import torch
 from parlance.core.errors import UserError
 from parlance.models.checkpoints import load_language_model, load_model, read_config, save_model
 from parlance.models.conversion import convert, convert_to_arpa, convert_to_llama2c, open_foreign
+from parlance.models.exact import ConditionalFrequencies
 from parlance.models.llama2c import write_llama2c
 from parlance.models.ngram import NGramModel
+from parlance.models.ngram_arpa import write_arpa
 from parlance.models.tensor_files import stored_type
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
 
@@ -71,6 +73,13 @@ def test_llama2c_files_out_and_in(llama, tiny_transformer, tmp_path, data_folder
     assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["eos_token_id"] == [2, 1]
 
 
+def test_arpa_words_that_are_not_utf_8_are_refused(tmp_path):
+    model = NGramModel.train([np.array([1, 2])], 3, 2, 0)
+    write_arpa(model, tmp_path / "model.arpa", ["</s>", "a", "f\udcf6x"])
+    with pytest.raises(UserError, match="the word 'f\ufffdx' is not in UTF-8"):
+        open_foreign(tmp_path / "model.arpa")
+
+
 def test_an_ngram_model_as_arpa_and_back(tmp_path):
     tokenizer = train_tokenizer(["a b b a c\n"], "char", 20)
     texts = ["a b", "b a c\n", "a b b a"]
@@ -115,6 +124,14 @@ def test_what_cannot_be_written_is_refused_before_anything_is(llama, tiny_transf
         convert_to_llama2c(tmp_path / "qwen", out)
     with pytest.raises(UserError, match="is not an n-gram model"):
         convert_to_arpa(llama, out)
+    (tmp_path / "counts").mkdir()
+    NGramModel.train([np.array([1, 2])], 3, 2, 0).save(tmp_path / "counts")
+    with pytest.raises(UserError, match="is an n-gram or exact model, and this needs a network"):
+        convert_to_llama2c(tmp_path / "counts", out)
+    (tmp_path / "exact").mkdir()
+    ConditionalFrequencies.from_text("a b").save(tmp_path / "exact")
+    with pytest.raises(UserError, match="is an exact model, which has one form alone"):
+        convert(tmp_path / "exact", out)
     assert not out.exists()
 
 

@@ -103,6 +103,13 @@ def trained(
     return NGramModel.train(documents, vocab_size, order, end, smoothing=smoothing, add_k=add_k, prune=prune)
 
 
+def next_log_probs(model: NGramModel, context: list[int]) -> np.ndarray:
+    """log p(w | context) in nats for every w, (V,), after a document's first tokens."""
+    if context:
+        return model.forward(torch.tensor([context]))[0][0, -1].numpy()
+    return np.array([model.log_probs(np.array([word]))[0] for word in range(model.vocab_size)])
+
+
 def assert_equals_dictionary(
     documents: list[list[int]], contexts: list[list[int]], V: int, order: int, end: int | None
 ):
@@ -112,7 +119,7 @@ def assert_equals_dictionary(
     for context in contexts:
         history = tuple([BEGIN, *context][-(order - 1) :]) if order > 1 else ()
         expected = [math.log(truth.p(w, history)) for w in range(V)]
-        np.testing.assert_allclose(model.next_log_probs(np.array(context, np.int64)), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(next_log_probs(model, context), expected, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=150, deadline=None)
@@ -174,7 +181,7 @@ def test_probabilities_sum_to_one_after_every_kind_of_context(order, end, prune,
     partly = [text[:6] + rng.integers(30, size=2).tolist() for text in seen]
     unseen = rng.integers(30, size=(20, 9)).tolist()
     for context in [[], *seen, *partly, *unseen, [29, 29, 29], [5, 0]]:
-        p = np.exp(model.next_log_probs(np.array(context, np.int64)).astype(np.float64))
+        p = np.exp(next_log_probs(model, context).astype(np.float64))
         assert abs(p.sum() - 1) < 1e-6
         assert (p > 0).all()
 
@@ -183,9 +190,7 @@ def test_a_token_never_seen_has_the_share_of_the_uniform_distribution():
     model = NGramModel.train([np.array([1, 2, 1, 1])], vocab_size=10, order=1)
     # One each of counts 1 and 3: fixed discounts, 0.5 + 1.5 taken from 4 and spread over 10.
     assert model.discounts[0].method == "fixed"
-    np.testing.assert_allclose(
-        np.exp(model.next_log_probs(np.array([], np.int64)))[[1, 2, 3, 9]], [0.425, 0.175, 0.05, 0.05]
-    )
+    np.testing.assert_allclose(np.exp(next_log_probs(model, []))[[1, 2, 3, 9]], [0.425, 0.175, 0.05, 0.05])
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
@@ -272,8 +277,6 @@ def test_save_and_load(tmp_path):
     tokens = np.array(zipfian_documents(6, 30)[0])
     np.testing.assert_array_equal(loaded.log_probs(tokens), model.log_probs(tokens))
     assert loaded.parameter_count() == model.parameter_count() == model.trie.log_values.size
-    arrays = sum(path.stat().st_size - 128 for path in tmp_path.glob("*.npy"))  # 128: the header of a .npy file
-    assert loaded.size_bytes() == model.size_bytes() == arrays
 
 
 def test_broken_folders_are_the_users_error(tmp_path):
@@ -336,7 +339,7 @@ def test_damage_that_is_not_noticed_is_never_read_out_of_bounds(seed, end):
         tokens = rng.integers(30, size=40)
         checked = _checked_python(damaged.trie, tokens)
         np.testing.assert_allclose(damaged.log_probs(tokens), checked, rtol=1e-6)
-        damaged.next_log_probs(tokens)
+        damaged.forward(torch.from_numpy(tokens)[None])
 
 
 class Guarded(np.ndarray):
@@ -387,8 +390,6 @@ def test_tokens_outside_the_vocabulary_are_refused_when_scoring():
     model = trained()
     with pytest.raises(UserError, match="token 30 is outside"):
         model.log_probs(np.array([1, 30]))
-    with pytest.raises(UserError, match="token 30 is outside"):
-        model.next_log_probs(np.array([30]))
     with pytest.raises(UserError, match="token -1 is outside"):
         model.forward(torch.tensor([[1, -1]]))
 
@@ -423,7 +424,7 @@ def test_add_k_equals_the_definition(documents, context, order, end, threshold, 
         counts = [raw[(*history, w)] for w in range(V)]
         counts = [c if c > threshold or order == 1 or not history else 0 for c in counts]
         expected = [(c + k) / (sum(counts) + k * V) for c in counts]
-        np.testing.assert_allclose(np.exp(model.next_log_probs(np.array(text, np.int64))), expected, rtol=1e-5)
+        np.testing.assert_allclose(np.exp(next_log_probs(model, text)), expected, rtol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -448,7 +449,7 @@ def test_stupid_backoff_is_proportional_to_the_scores_of_its_authors(documents, 
     for text in [*documents, context]:
         history = tuple([BEGIN, *text][-(order - 1) :]) if order > 1 else ()
         scores = np.array([score(w, history) for w in range(V)])
-        got = np.exp(model.next_log_probs(np.array(text, np.int64)))
+        got = np.exp(next_log_probs(model, text))
         np.testing.assert_allclose(got, scores / scores.sum(), rtol=1e-5)
 
 

@@ -186,6 +186,8 @@ def test_a_file_of_another_program(tmp_path):
         ("-0.3", "x", "not a line for each"),
         ("-0.3", "nan", "above 1 or not a number"),
         ("-0.3", "0.5", "above 1"),
+        ("\ta\n\n", "\tb\n\n", "the word 'b' is there twice"),
+        ("b\t-0.125", "b\t400", r"back-off weight of order 1 is beyond all numbers \(10 to the 400\)"),
     ],
 )
 def test_damaged_files_are_the_users_error(tmp_path, old, new, message):

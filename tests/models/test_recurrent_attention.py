@@ -1,10 +1,14 @@
-"""The recurrent encoder-decoder against plain loops of single steps, and what must hold of any encoder-decoder."""
+"""The recurrent encoder-decoder against plain loops of single steps.
+
+What must hold of any model with a source is in test_conditional_models.py.
+"""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conditional_samples import RECURRENT, RECURRENT_BASE, SENTINELS, V, close, ids, recurrent
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,41 +20,10 @@ from parlance.models.checkpoints import load_model, save_model
 from parlance.models.recurrent import RecurrentLayer
 from parlance.models.recurrent_attention import RecurrentAttention, RecurrentAttentionConfig
 
-V, SENTINELS = 20, 4
-BASE = RecurrentAttentionConfig(
-    vocab_size=V, width=16, layers=2, sentinels=SENTINELS, start_token=V + 3, empty_source=(1, 2)
-)
-SHAPES = {
-    "multiplicative": {},
-    "additive": {"attention": "additive"},
-    "fed": {"input_feeding": True, "layers": 1},
-    "LSTM, additive, fed": {"cell": "lstm", "attention": "additive", "input_feeding": True},
-    "LSTM": {"cell": "lstm"},
-}
 
-
-def made(seed: int = 0, **changes: object) -> RecurrentAttention:
-    """A model with every weight random."""
-    model = RecurrentAttention(BASE.model_copy(update=changes))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = 0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[1] ** -0.5
-            parameter.normal_(0.5 if parameter.ndim == 1 else 0.0, spread, generator=generator)
-    return model
-
-
-@pytest.fixture(params=SHAPES, ids=str)
+@pytest.fixture(params=RECURRENT, ids=str)
 def model(request) -> RecurrentAttention:
-    return made(**SHAPES[request.param])
-
-
-def ids(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+    return recurrent(**RECURRENT[request.param])
 
 
 # --- against plain loops ---------------------------------------------------------------------------------------------
@@ -75,7 +48,7 @@ def reference_cell(layer: RecurrentLayer, x: Tensor, h: Tensor, c: Tensor) -> tu
 
 
 def norm(x: Tensor, weight: Tensor) -> Tensor:
-    return x / (x.square().mean() + BASE.norm_epsilon).sqrt() * weight
+    return x / (x.square().mean() + RECURRENT_BASE.norm_epsilon).sqrt() * weight
 
 
 def reference(model: RecurrentAttention, source: list[int], target: list[int]) -> Tensor:
@@ -130,7 +103,7 @@ def test_the_model_is_its_equations(model):
 
 def test_the_encoder_is_torchs_bidirectional_gru():
     """One layer's two directions, but for torch laying them side by side."""
-    model = made(layers=1)
+    model = recurrent(layers=1)
     layer = model.encoder_layers[0]
     theirs = torch.nn.GRU(16, 16, batch_first=True, bidirectional=True)
     with torch.no_grad():
@@ -159,7 +132,7 @@ def test_attention_weights_sum_to_one(model):
 
 
 def test_additive_attention_in_parts_is_the_whole(monkeypatch):
-    model = made(attention="additive")
+    model = recurrent(attention="additive")
     source, target = ids(2, 9), ids(2, 11, seed=1)
     results = []
     for elements in (2**22, 700):  # all steps at once; two at a time
@@ -175,80 +148,19 @@ def test_additive_attention_in_parts_is_the_whole(monkeypatch):
 # --- source, target, state -------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def test_the_target_is_causal_and_the_source_is_not(model):
-    source, target = ids(2, 8), ids(2, 10, seed=1)
-    before = model.hidden(target, memory=model.encode(source))
-    for place in (0, 5, 9):
-        changed = target.clone()
-        changed[:, place:] = (changed[:, place:] + 7) % V
-        after = model.hidden(changed, memory=model.encode(source))
-        close(after[:, :place], before[:, :place])
-        assert not torch.allclose(after[:, place], before[:, place])
-    for place in (0, 7):
-        changed = source.clone()
-        changed[:, place] = (changed[:, place] + 7) % V
-        after = model.hidden(target, memory=model.encode(changed))
-        assert ((after - before).abs().amax(-1) > 1e-4).all()
-
-
-@torch.inference_mode()
-def test_writing_in_pieces_equals_writing_at_once(model):
-    source, target = ids(3, 9), ids(3, 40, seed=1)
-    whole = model.logits(model.hidden(target, memory=model.encode(source)))[..., :V]
-    for pieces in ([40], [1] * 40, [39, 1], [5, 1, 1, 22, 11]):
-        state = model.begin(source, 4)
-        parts = []
-        for piece in target.split(pieces, dim=1):
-            logits, state = model.forward(piece, state)
-            parts.append(logits)
-        close(torch.cat(parts, dim=1), whole)
-
-
-@torch.inference_mode()
-def test_without_a_source_it_is_a_language_model_of_the_empty_source(model):
-    target = ids(2, 8)
-    empty = torch.tensor([list(model.empty_source)] * 2)
-    expected = model.logits(model.hidden(target, memory=model.encode(empty)))
-    close(model.logits(model.hidden(target)), expected)
-    logits, state = model.forward(target[:, :5])
-    close(torch.cat([logits, model.forward(target[:, 5:], state)[0]], 1), expected[..., :V])
-    close(model.forward(target, model.new_state(2, 8))[0], expected[..., :V])
-
-
-@torch.inference_mode()
-def test_padding_reaches_nothing(model):
-    sources = [ids(1, length, seed=length) for length in (1, 7, 12)]
-    targets = [ids(1, length, seed=10 + length) for length in (9, 4, 10)]
-    for side in ("left", "right", "between"):
-        for filler in (0, V - 1):
-            padded, mask = torch.full((3, 12), filler), torch.zeros(3, 12, dtype=torch.bool)
-            for row, source in enumerate(sources):
-                S = source.shape[1]
-                places = {
-                    "right": list(range(S)),
-                    "left": list(range(12 - S, 12)),
-                    "between": [*range(S // 2), *range(12 - S + S // 2, 12)],
-                }[side]
-                padded[row, places], mask[row, places] = source[0], True
-            target = torch.full((3, 10), filler)
-            for row, tokens in enumerate(targets):
-                target[row, : tokens.shape[1]] = tokens[0]
-            together = model.hidden(target, memory=model.encode(padded, mask))
-            for row, (source, tokens) in enumerate(zip(sources, targets, strict=True)):
-                alone = model.hidden(tokens, memory=model.encode(source))[0]
-                close(together[row, : len(alone)], alone)
-
-
-@torch.inference_mode()
-def test_rows_leave_and_repeat_with_their_sources(model):
-    source, target = ids(4, 7), ids(4, 9, seed=1)
-    mask = torch.arange(7) < torch.tensor([7, 3, 5, 1])[:, None]
-    whole = model.logits(model.hidden(target, memory=model.encode(source, mask)))[..., :V]
-    _, state = model.forward(target[:, :4], model.begin(source, 6, mask))
-    rows = torch.tensor([3, 1, 1])
-    logits, _ = model.forward(target[rows, 4:], state.select(rows))
-    close(logits, whole[rows, 4:])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start_token": 4}, "rows of the embedding"),
+        ({"empty_source": (4,)}, "rows of the embedding"),
+        ({"empty_source": (-1,)}, "greater than or equal to 0"),
+        ({"layers": 10**9}, "less than or equal to 1024"),
+    ],
+)
+def test_configurations_that_make_no_sense_are_refused(change, message):
+    sizes = {"vocab_size": 4, "width": 4, "layers": 1, "start_token": 0, "empty_source": (0,)}
+    with pytest.raises(ValueError, match=message):
+        RecurrentAttentionConfig(**(sizes | change))
 
 
 def test_a_source_without_tokens_is_refused(model):
@@ -256,41 +168,14 @@ def test_a_source_without_tokens_is_refused(model):
         model.encode(ids(2, 3), torch.tensor([[True, False, False], [False, False, False]]))
 
 
-@torch.inference_mode()
-def test_sentinels_are_scored_in_training_and_never_drawn(model):
-    target = torch.tensor([[V + 3, V, V + 1]])
-    assert model.logits(model.hidden(target)).shape == (1, 3, V + SENTINELS)
-    assert model.forward(target)[0].shape == (1, 3, V)
-    assert model.config.first_sentinel == V
-    with pytest.raises(ValueError, match="rows of the embedding"):
-        RecurrentAttentionConfig(vocab_size=4, width=4, layers=1, start_token=4, empty_source=(0,))
-
-
 # --- precision, gradients, sizes -------------------------------------------------------------------------------------
-
-
-def test_gradients_reach_every_weight_and_are_float32_in_bfloat16(model):
-    source, target = ids(4, 12), ids(4, 16, seed=1)
-    mask = torch.arange(12) < torch.tensor([12, 3, 5, 1])[:, None]
-    gradients = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model.compute_dtype = dtype
-        model.zero_grad()
-        hidden = model.hidden(target, memory=model.encode(source, mask))
-        assert hidden.dtype == dtype
-        F.cross_entropy(model.logits(hidden).float().flatten(0, 1), target.flatten()).backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad.dtype == torch.float32
-            assert float(parameter.grad.norm()) > 0, name
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
-    assert float(F.cosine_similarity(*gradients, dim=0)) > 0.98
 
 
 @pytest.mark.parametrize("shape", ["multiplicative", "additive", "fed"])
 @pytest.mark.parametrize("length", [32, 64])
 def test_floating_point_operations_are_those_torch_counts(shape, length):
     """Half of the tokens source, half target."""
-    model = made(**SHAPES[shape])
+    model = recurrent(**RECURRENT[shape])
     source, target = ids(2, length // 2), ids(2, length // 2, seed=1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.logits(model.hidden(target, memory=model.encode(source)))
@@ -299,7 +184,7 @@ def test_floating_point_operations_are_those_torch_counts(shape, length):
 
 
 def test_counts_of_parameters():
-    model = made(layers=1)
+    model = recurrent(layers=1)
     D, rows = 16, V + SENTINELS
     recurrence = 2 * 3 * D * D
     assert model.matrix_parameters() == 3 * recurrence + 3 * D * D
@@ -308,7 +193,7 @@ def test_counts_of_parameters():
 
 
 def test_initialisation():
-    model, again = RecurrentAttention(BASE), RecurrentAttention(BASE)
+    model, again = RecurrentAttention(RECURRENT_BASE), RecurrentAttention(RECURRENT_BASE)
     for twin in (model, again):
         twin.initialise(torch.Generator().manual_seed(3))
     torch.testing.assert_close(model.state_dict(), again.state_dict(), atol=0, rtol=0)
@@ -326,33 +211,3 @@ def test_a_checkpoint_keeps_everything(model, tmp_path):
     assert again.config == model.config
     torch.testing.assert_close(again.state_dict(), model.state_dict(), atol=0, rtol=0)
     assert type(build(model.config)) is RecurrentAttention
-
-
-@pytest.mark.parametrize("shape", ["multiplicative", "additive"])
-def test_it_learns_to_reverse_what_it_reads(shape):
-    config = RecurrentAttentionConfig(
-        vocab_size=9, width=32, layers=1, start_token=1, empty_source=(0,), **SHAPES[shape]
-    )
-    model, generator = RecurrentAttention(config), torch.Generator().manual_seed(0)
-    model.initialise(generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2, betas=(0.9, 0.98))
-    steps = 200
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / steps))
-    for _ in range(steps):
-        source = torch.randint(2, 9, (32, 4), generator=generator)
-        target = source.flip(1)
-        inputs = torch.cat([torch.full((32, 1), model.start_token), target[:, :-1]], 1)
-        logits = model.logits(model.hidden(inputs, memory=model.encode(source)))
-        optimizer.zero_grad()
-        F.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
-        optimizer.step()
-        schedule.step()
-    source = torch.randint(2, 9, (200, 4), generator=generator)
-    with torch.inference_mode():
-        state, tokens, written = model.begin(source, 4), torch.full((200, 1), model.start_token), []
-        for _ in range(4):
-            logits, state = model.forward(tokens, state)
-            tokens = logits[:, -1].argmax(-1, keepdim=True)
-            written.append(tokens)
-    exact = (torch.cat(written, 1) == source.flip(1)).all(1).float().mean()
-    assert float(exact) > 0.95

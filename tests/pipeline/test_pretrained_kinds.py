@@ -14,7 +14,7 @@ from parlance.inference.sampling import SamplingConfig
 from parlance.models.checkpoints import load_model, save_model
 from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.masked import MaskedLanguageModel
-from parlance.pipeline.stages import make_base
+from parlance.pipeline.base_model import make_base
 from parlance.text.token_dataset import write_token_dataset
 from parlance.training.loop import Budget
 from parlance.training.pretraining import pretraining_config

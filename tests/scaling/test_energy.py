@@ -48,7 +48,7 @@ def test_a_counter_that_wraps_around_still_counts(tmp_path: Path, monkeypatch: p
             replacement.replace(package)
             gained = {100: 200, 800: 900, 500: 1600}[value]
             deadline = time.monotonic() + 5
-            while meter._last != [value] and time.monotonic() < deadline:
+            while meter._processor.last != [value] and time.monotonic() < deadline:
                 time.sleep(0.002)
     assert meter.result()["kilowatt_hours"] == pytest.approx(gained / 1e6 / 3.6e6)
 

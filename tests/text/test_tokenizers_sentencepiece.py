@@ -94,6 +94,8 @@ def test_ids_and_texts_are_identical(model: tuple[str, Tokenizer, Any], texts: l
     @example(" \u2581")
     @example("</s><s><unk> a</s>")
     @example("a \u2581\u2581 ")
+    @example("\u2581<sep>")
+    @example("\u2581\u2581\u2581a")
     def identical(text: str) -> None:
         assume(name != "without_prefix" or "<sep>" not in text or "\u2581" not in text)
         ids = ours.encode(text)

@@ -1,14 +1,17 @@
 """Resume states come back exactly, the two newest are kept, damaged ones are passed over."""
 
 import errno
+import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from parlance.core import artifacts
 from parlance.core.errors import UserError
+from parlance.training import state_files
 from parlance.training.checkpointing import TrainingStates
 
 TENSORS = {
@@ -56,9 +59,34 @@ def damage_weights(folder):
     (folder / "state.safetensors").write_bytes(bytes(data))
 
 
+def changed(*path, value):
+    """A damage: another value at a place in state.json."""
+
+    def damage(folder):
+        said = json.loads((folder / "state.json").read_text())
+        place = said
+        for key in path[:-1]:
+            place = place[key]
+        assert place[path[-1]] != value
+        place[path[-1]] = value
+        (folder / "state.json").write_text(json.dumps(said))
+
+    return damage
+
+
+def without_its_checksum(folder):
+    said = json.loads((folder / "state.json").read_text())
+    del said["sha256"]
+    (folder / "state.json").write_text(json.dumps(said))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        changed("info", "body", "data", "sample", value=4),
+        changed("info", "body", value={}),
+        changed("step", value=10),
+        without_its_checksum,
         damage_weights,
         lambda folder: (folder / "state.safetensors").unlink(),
         lambda folder: (folder / "state.safetensors").write_bytes(b""),
@@ -67,11 +95,24 @@ def damage_weights(folder):
         lambda folder: (folder / "state.json").write_text('{"step": 9}'),
         lambda folder: (folder / "state.json").write_text("null"),
     ],
-    ids=["bit", "no weights", "empty", "no facts", "cut facts", "too few facts", "null"],
+    ids=[
+        "sample",
+        "no body",
+        "step",
+        "no checksum",
+        "bit",
+        "no weights",
+        "empty",
+        "no facts",
+        "cut facts",
+        "too few facts",
+        "null",
+    ],
 )
 def test_a_damaged_newest_state_gives_way_to_the_older(states, damage, capsys):
-    states.save(8, {"x": torch.tensor([8])}, {})
-    states.save(9, {"x": torch.tensor([9])}, {})
+    info = {"body": {"data": {"sample": 3}, "näme": "é\ud800", "share": 1 / 3}}
+    states.save(8, {"x": torch.tensor([8])}, info)
+    states.save(9, {"x": torch.tensor([9])}, info)
     damage(states.folder / "step-00000009")
     step, tensors, _ = states.latest()
     assert (step, int(tensors["x"])) == (8, 8)
@@ -80,14 +121,87 @@ def test_a_damaged_newest_state_gives_way_to_the_older(states, damage, capsys):
     assert states.latest() is None
 
 
+def test_a_damaged_state_is_set_aside_and_takes_no_place(states, capsys):
+    for step in (8, 9):
+        states.save(step, {"x": torch.tensor([step])}, {})
+    damage_weights(states.folder / "step-00000009")
+    assert states.latest()[0] == 8
+    assert "it is now step-00000009.damaged" in capsys.readouterr().err
+    states.save(9, {"x": torch.tensor([9])}, {})
+    assert names(states) == ["step-00000008", "step-00000009", "step-00000009.damaged"]
+    damage_weights(states.folder / "step-00000009")
+    assert states.latest()[0] == 8
+    states.discard()
+    assert names(states) == ["step-00000009.damaged", "step-00000009.damaged-1"]
+
+
+@pytest.mark.parametrize("broken", ["state.json", "state.safetensors", "training"])
+def test_what_the_disk_does_not_let_be_read_is_no_damage(states, broken, monkeypatch):
+    states.save(8, {"x": torch.tensor([8])}, {})
+    originals = {"read_json": state_files.read_json, "sha256": state_files.sha256}
+
+    def refuse(path):
+        with artifacts.os_errors("read", path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def instead(name):
+        return lambda path: refuse(path) if path.name == broken else originals[name](path)
+
+    with monkeypatch.context() as patch:
+        for name in originals:
+            patch.setattr(state_files, name, instead(name))
+        if broken == "training":
+            patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(UserError, match="input/output error"):
+            states.latest()
+    assert names(states) == ["step-00000008"]
+    assert states.latest()[0] == 8
+
+
+def test_states_are_in_order_of_their_steps(states):
+    for step in (99_999_999, 100_000_000):
+        states.save(step, {"x": torch.tensor([step])}, {})
+    assert states.latest()[0] == 100_000_000
+
+
 def test_half_written_states_are_no_states(states):
     states.save(3, {"x": torch.tensor([3])}, {})
     shutil.copytree(states.folder / "step-00000003", states.folder / "step-00000004.partial")
-    shutil.copytree(states.folder / "step-00000003", states.folder / "step-00000004.old.partial")
+    shutil.copytree(states.folder / "step-00000003", states.folder / "step-00000003.old.partial")
     assert states.latest()[0] == 3
     # The next state clears them away.
     states.save(5, {"x": torch.tensor([5])}, {})
     assert names(states) == ["step-00000003", "step-00000005"]
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2, 3])
+def test_a_kill_while_a_state_is_replaced_leaves_one_of_them(tmp_path, killed_at, monkeypatch):
+    """Also where only one is kept."""
+    states = TrainingStates(tmp_path, kept=1)
+    states.save(4, {"x": torch.tensor([1])}, {})
+    original, calls = Path.replace, []
+
+    def replace(path, target):
+        if path.is_dir():
+            calls.append(path.name)
+            if len(calls) > killed_at:
+                raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        patch.setattr(shutil, "rmtree", lambda *_arguments, **_options: None)
+        if killed_at < 2:
+            with pytest.raises(KeyboardInterrupt):
+                states.save(4, {"x": torch.tensor([2])}, {})
+        else:
+            states.save(4, {"x": torch.tensor([2])}, {})
+    if killed_at == 1:
+        assert names(states) == ["step-00000004.old.partial", "step-00000004.partial"]
+    step, tensors, _ = TrainingStates(tmp_path, kept=1).latest()
+    assert (step, int(tensors["x"])) == (4, 1 if killed_at < 2 else 2)
+    states.save(5, {"x": torch.tensor([3])}, {})
+    assert names(states) == ["step-00000005"]
 
 
 def test_discard_takes_the_states_and_leaves_the_rest(states):

@@ -215,13 +215,16 @@ def test_few_sentinels_make_few_spans():
 
 
 def encoder_decoder(**changes: object) -> EncoderDecoder:
-    config = EncoderDecoderConfig.sized(
-        vocab_size=V, context_length=64, width=32, layers=1, start_token=V + 8, empty_source=(V + 9,), sentinels=10
+    stack = {"vocab_size": V + 10, "context_length": 64, "width": 32, "layers": 1, "heads": 1, "head_width": 32}
+    config = EncoderDecoderConfig(
+        vocab_size=V,
+        sentinels=10,
+        start_token=V + 8,
+        empty_source=(V + 9,),
+        encoder=TransformerConfig(**(stack | changes), causal=False),
+        decoder=TransformerConfig(**(stack | changes), cross_attention=True),
     )
-    values = config.model_dump()
-    for stack in ("encoder", "decoder"):
-        values[stack] |= changes
-    return filled(EncoderDecoder(EncoderDecoderConfig(**values)))
+    return filled(EncoderDecoder(config))
 
 
 def recurrent_attention() -> RecurrentAttention:

@@ -39,6 +39,21 @@ def test_adamw_is_torchs(epsilon):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-12], ids=["fused", "written out"])
+def test_both_ways_of_adamw_are_the_formula(decay):
+    """In double precision: m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon)."""
+    w = parameter(40, 7)
+    mine = Optimizer([ParameterGroup("adamw", {"w": w}, 0.05, betas=(0.8, 0.95), epsilon=1e-8, weight_decay=decay)])
+    expected, first, second = w.detach().double(), 0.0, 0.0
+    for step in range(1, 31):
+        w.grad = normal(40, 7, seed=step) * 10.0 ** (step % 5 - 3)
+        gradient, scale = w.grad.double(), 1 - step / 40
+        first, second = 0.8 * first + 0.2 * gradient, 0.95 * second + 0.05 * gradient**2
+        expected = expected - 0.05 * scale * (first / (1 - 0.8**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        mine.step(scale)
+        torch.testing.assert_close(w.detach().double(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_cautious_decay_applies_only_where_update_and_weight_agree_in_sign():
     weights = torch.tensor([1.0, -1.0, 2.0, -2.0, 0.0])
     gradient = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.5])
@@ -122,6 +137,23 @@ def test_muon_moves_by_the_polar_factor_of_its_nesterov_momentum():
     for name, value in (("tall", tall), ("wide", wide)):
         moved, wanted = value.detach() - start[name], expected[name] - start[name]
         assert float((moved - wanted).norm() / wanted.norm()) < 0.15
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_muon_moves_as_torchs_does_but_for_the_polynomial(shape):
+    """torch's polynomial leaves singular values between 0.7 and 1.2, ours between 0.85 and 1.15; all else is equal."""
+    ours, theirs = parameter(*shape), parameter(*shape)
+    mine = Optimizer([ParameterGroup("muon", {"w": ours}, 0.02, betas=(0.9, 0.0))])
+    peer = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.0)
+    start = ours.detach().clone()
+    for step in range(5):
+        ours.grad = normal(*shape, seed=step + 1)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        peer.step()
+    moved, wanted = ours.detach() - start, theirs.detach() - start
+    assert float((moved * wanted).sum() / moved.norm() / wanted.norm()) > 0.98
+    assert float(moved.norm() / wanted.norm()) == pytest.approx(1.0, abs=0.15)
 
 
 def test_matrices_of_one_shape_are_updated_as_if_each_were_alone():

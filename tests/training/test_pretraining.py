@@ -14,10 +14,11 @@ from parlance.core.errors import Interrupted, UserError
 from parlance.core.metrics import MetricsLog
 from parlance.models.checkpoints import save_model
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
-from parlance.training import loop, pretraining
+from parlance.training import loop, pilots, precision, pretraining, throughput
 from parlance.training.architectures import ARCHITECTURES
+from parlance.training.checkpointing import TrainingStates
 from parlance.training.loop import Budget
-from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss, packed_batch
+from parlance.training.objectives import LossTerms, NextTokenObjective, TokenBatch, mean_loss, packed_batch
 from parlance.training.pretraining import (
     PretrainingConfig,
     check,
@@ -27,8 +28,9 @@ from parlance.training.pretraining import (
     seconds_per_token,
     shape,
 )
+from parlance.training.pretraining_config import check_start
 from parlance.training.tasks import Task
-from parlance.training.trainer import Trainer
+from parlance.training.trainer import Trainer, TrainingConfig
 
 CPU = torch.device("cpu")
 LADDER = ARCHITECTURES["transformer"].ladder
@@ -40,7 +42,7 @@ SMALL = PretrainingConfig(
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """The same numbers on every machine."""
-    monkeypatch.setattr(pretraining, "fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda _device: False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,8 @@ def task_of(config: PretrainingConfig) -> Task:
 def metrics(folder: Path) -> list[dict]:
     """The rows of the log without what the clock decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows if "validation_loss" in row]
+    clock = {"seconds", "tokens_per_second", "mfu"}
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows if "validation_loss" in row]
 
 
 # --- a whole run -----------------------------------------------------------------------------------------------------
@@ -162,6 +165,7 @@ def step_seconds(monkeypatch):
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(pretraining, "time", clock)
+    monkeypatch.setattr(pilots, "time", clock)
     return lambda seconds: length.__setitem__(0, seconds)
 
 
@@ -171,6 +175,32 @@ def test_a_budget_in_seconds_pays_for_its_pilots(run, step_seconds):
     prediction = run("base", Budget(seconds=40.0)).prediction
     assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
     assert prediction["planned_x"] == prediction["reached_x"] == 15 * 64
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6, 17])
+def test_a_pilot_that_was_stopped_is_paid_once(run, step_seconds, monkeypatch, stop):
+    step_seconds(1.0)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, stop)
+        with pytest.raises(Interrupted, match=f"pilot stopped at step {stop if stop <= 5 else stop - 5}; its state is"):
+            run("base", Budget(seconds=40.0))
+    prediction = run("base", Budget(seconds=40.0), resume=True).prediction
+    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
+    assert prediction["planned_x"] == pytest.approx(15 * 64, rel=0.01)
+    assert prediction["reached_x"] == 15 * 64
+
+
+def test_pilots_survive_any_number_of_stops(run, monkeypatch):
+    """A run that is stopped in every second step ends, and as if it had not been stopped."""
+    whole = run("whole", Budget(steps=8))
+    for attempt in range(6):
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, 2)
+            with pytest.raises(Interrupted):
+                run("stopped", Budget(steps=8), resume=attempt > 0)
+    resumed = run("stopped", Budget(steps=8), resume=True)
+    assert resumed.prediction == whole.prediction
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
 
 
 def test_steps_too_slow_for_two_different_pilots_go_without_a_prediction(run, step_seconds, capsys):
@@ -215,8 +245,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkey
     original = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, progress: trained.append(progress) or original(self, progress))
     resumed = run("stopped", Budget(steps=12), config, resume=True)
-    # What was done is not done again: pilots that were finished, and the steps before the stop.
-    assert len(trained) == (8 + 12 if stop <= 8 else 8 + 12 - stop)
+    # What was done is not done again, in pilots neither.
+    assert len(trained) == 8 + 12 - stop
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
     assert resumed.prediction == whole.prediction
     assert (resumed.tokens, resumed.choices) == (whole.tokens, whole.choices)
@@ -224,7 +254,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkey
 
 
 def test_a_run_in_bfloat16_resumes_exactly_too(run, monkeypatch):
-    monkeypatch.setattr(pretraining, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda _device: True)
     quick = SMALL.model_copy(update={"pilot_share": 0.0})
     whole = run("whole", Budget(steps=6), quick)
     assert whole.model.compute_dtype == torch.bfloat16
@@ -258,13 +288,194 @@ def test_a_new_run_in_the_same_folder_forgets_the_old_one(run, monkeypatch):
     torch.testing.assert_close(again.model.state_dict(), fresh.model.state_dict(), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "budget", "seed", "told"),
+    [
+        ({"batch_size": 4}, Budget(steps=5), 3, "config.batch_size 2 -> 4"),
+        ({"training": TrainingConfig(clip=2.0)}, Budget(steps=5), 3, "config.training.clip 1.0 -> 2.0"),
+        ({}, Budget(steps=6), 3, "budget.steps 5 -> 6"),
+        ({}, Budget(steps=5, until_loss=2.0), 3, "budget.until_loss none -> 2.0"),
+        ({}, Budget(steps=5), 4, "seed 3 -> 4"),
+    ],
+)
+def test_a_resume_with_another_configuration_says_what_has_changed(run, monkeypatch, changes, budget, seed, told):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 2)
+        with pytest.raises(Interrupted):
+            run("base", Budget(steps=5), quick)
+    with pytest.raises(UserError, match=f"was begun with another configuration: {told}; resume it as it was"):
+        run("base", budget, quick.model_copy(update=changes), seed=seed, resume=True)
+    assert run("base", Budget(steps=5), quick, resume=True).steps == 5
+
+
+# --- until a loss, tokens, samples, averages, events ----------------------------------------------------------------
+
+
+def test_training_until_a_loss_is_reached(run, splits, capsys):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0, "validations": 0})
+    result = run("base", Budget(steps=300, until_loss=4.2), quick)
+    assert result.target["reached"]
+    assert result.steps < 300
+    # The loss over all of the split, each target once, counted apart from the run's own code.
+    tokens = torch.from_numpy(splits[1].tokens[: len(splits[1].tokens)].astype("int64"))
+    total = 0.0
+    for start in range(0, len(tokens) - 1, 32):
+        window = tokens[start : start + 33]
+        logits, _ = result.model.forward(window[:-1].unsqueeze(0))
+        total += float(torch.nn.functional.cross_entropy(logits[0], window[1:], reduction="sum").detach())
+    whole = total / (len(tokens) - 1)
+    assert result.target == {"loss": 4.2, "reached": True, "whole_validation_loss": pytest.approx(whole, rel=1e-5)}
+    assert whole <= 4.2
+    assert f"training reached the loss 4.2: {whole:.4f} nats per token over the whole" in capsys.readouterr().err
+    short = run("short", Budget(steps=3, until_loss=0.5), quick)
+    assert (short.target["reached"], short.steps) == (False, 3)
+
+
+def test_a_budget_in_tokens_is_that_many_steps(run):
+    config = SMALL.model_copy(update={"pilot_share": 0.4})
+    by_tokens, by_steps = run("tokens", Budget(tokens=20 * 64), config), run("steps", Budget(steps=20), config)
+    assert by_tokens.steps == 20
+    assert by_tokens.prediction == by_steps.prediction
+    torch.testing.assert_close(by_tokens.model.state_dict(), by_steps.model.state_dict(), atol=0, rtol=0)
+
+
+def test_samples_are_written_at_each_validation_and_not_twice(run, tmp_path, monkeypatch):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0, "sample_tokens": 7})
+    lengths = []
+
+    def sample(model, tokens):
+        lengths.append(tokens)
+        return f"{float(model.lm_head.weight.detach().sum()):.6f}"
+
+    run("whole", Budget(steps=10), quick, sample=sample)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 5)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=10), quick, sample=sample)
+    run("stopped", Budget(steps=10), quick, sample=sample, resume=True)
+    whole, stopped = ((tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "stopped"))
+    assert stopped == whole
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [2, 4, 6, 8]
+    assert set(lengths) == {7}
+    run("none", Budget(steps=10), quick.model_copy(update={"sample_tokens": 0}), sample=sample)
+    assert not (tmp_path / "none" / "samples.jsonl").exists()
+
+
+def test_figures_of_the_log(run, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "WORTH_SECONDS", 0.0)
+    quick = SMALL.model_copy(update={"pilot_share": 0.0, "tensorboard": True})
+    run("base", Budget(steps=10), quick)
+    rows = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["tokens"] == row["step"] * 64
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["mfu"] < 1
+        for dataset, prefix in zip(splits, ("", "validation_"), strict=True):
+            nats = row[f"{prefix}loss"] * len(dataset.tokens) / dataset.text_bytes if f"{prefix}loss" in row else None
+            assert row.get(f"{prefix}bits_per_byte") == (nats and pytest.approx(nats / math.log(2)))
+    assert len(list((tmp_path / "base" / "tensorboard").iterdir())) == 1
+
+
+def test_mfu_counts_by_one_definition(run, monkeypatch):
+    """6 N + 12 L H E T of the windows that are trained on, over the peak."""
+    counted = []
+    monkeypatch.setattr(
+        pretraining, "Speed", lambda flops, *rest: counted.append(flops) or throughput.Speed(flops, *rest)
+    )
+    quick = SMALL.model_copy(update={"pilot_share": 0.0, "training_length": 8})
+    model = run("base", Budget(steps=1), quick).model
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    assert counted == [6 * sum(p.numel() for p in matrices) + 12 * 1 * 64 * 8]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder"])
+def test_a_loss_over_masks_is_no_bits_per_byte(run, tmp_path, kind):
+    values = {"rates": ARCHITECTURES[kind].rates, "architecture": kind, "pilot_share": 0.0}
+    result = run("base", Budget(steps=2, until_loss=1e-3), SMALL.model_copy(update=values | {"batch_size": 50}))
+    rows = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert "validation_loss" in rows[-1] or "loss" in rows[-1]
+    assert not [name for row in rows for name in row if "bits" in name]
+    # The split is less than one batch of 50, and yet all of it is measured.
+    assert 1e-3 < result.target["whole_validation_loss"] < 10
+
+
+def test_the_average_is_what_is_validated_and_kept(run, splits):
+    config = SMALL.model_copy(update={"training": TrainingConfig(average=0.9), "pilot_share": 0.3})
+    result, plain = run("average", Budget(steps=20), config), run("plain", Budget(steps=20))
+    checks = task_of(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)
+    assert mean_loss(result.model, checks) == pytest.approx(result.prediction["reached_loss"])
+    assert not torch.equal(result.model.lm_head.weight, plain.model.lm_head.weight)
+
+
+def test_fp16_is_refused_without_cuda(run):
+    with pytest.raises(UserError, match="precision fp16 is for CUDA devices"):
+        run("base", Budget(steps=1), SMALL.model_copy(update={"training": TrainingConfig(precision="fp16")}))
+
+
+def test_tokens_of_another_tokenizer_are_refused(run, splits, monkeypatch):
+    with pytest.raises(UserError, match="were made with a vocabulary of 260, and the tokenizer has 300"):
+        run("base", Budget(steps=1), vocab_size=300)
+    monkeypatch.setitem(splits[0].info, "vocab_size", 50)
+    monkeypatch.setitem(splits[1].info, "vocab_size", 50)
+    with pytest.raises(UserError, match=r"the train tokens in .* hold the token 256, outside the vocabulary of 50"):
+        run("base", Budget(steps=1), vocab_size=50)
+
+
+def test_a_checkpoint_of_another_tokenizer_is_not_continued(run, tiny_transformer, tmp_path):
+    save_model(tmp_path / "first", tiny_transformer(vocab_size=100, context_length=32), end_of_text=0, pad=0)
+    with pytest.raises(UserError, match=r"first has 100 tokens and the tokenizer 260: take the tokenizer that the"):
+        run("base", Budget(steps=1), initial=tmp_path / "first")
+
+
+def test_a_run_that_diverges_ends_with_its_good_states_and_the_batch_that_did_it(run, tmp_path, monkeypatch, capsys):
+    original, calls = NextTokenObjective.__call__, []
+
+    def broken(self, model, batch):
+        terms = original(self, model, batch)
+        if torch.is_grad_enabled():
+            calls.append(batch)
+        return terms if len(calls) <= 5 else LossTerms(terms.loss_sum * math.nan, terms.count)
+
+    monkeypatch.setattr(NextTokenObjective, "__call__", broken)
+    quick = SMALL.model_copy(update={"pilot_share": 0.0, "validations": 0})
+    with pytest.raises(UserError, match=r"20 steps in a row were skipped, the last \(step 25\) because its loss"):
+        run("base", Budget(steps=100), quick, checkpoint_seconds=0.0, decode=lambda tokens: f"{len(tokens)} tokens")
+    assert TrainingStates(tmp_path / "base" / "training").latest()[0] in (4, 5)
+    (file,) = (tmp_path / "base" / "anomalies").iterdir()
+    saved = json.loads(file.read_text())
+    assert (saved["step"], saved["text"]) == (6, ["32 tokens"] * 2)
+    assert saved["tokens"] == calls[5].inputs.tolist()
+    assert str(file) in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["skipped"], row["loss"]) for row in rows if "skipped" in row] == [(n, None) for n in range(1, 20)]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_run_goes_on(run, monkeypatch, capsys):
+    """The allocator refuses every batch of two rows: in training, in pilots and in validation."""
+    original = NextTokenObjective.__call__
+
+    def refuse(self, model, batch):
+        if len(batch) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return original(self, model, batch)
+
+    whole = run("whole", Budget(steps=12), SMALL)
+    capsys.readouterr()
+    monkeypatch.setattr(NextTokenObjective, "__call__", refuse)
+    halved = run("halved", Budget(steps=12), SMALL)
+    assert capsys.readouterr().err.count("each micro-batch of 2 rows is divided into 2") == 1
+    assert halved.tokens == whole.tokens
+    assert halved.prediction["reached_loss"] == pytest.approx(whole.prediction["reached_loss"], rel=1e-3)
+
+
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
 def test_larger_budgets_get_larger_models(splits, monkeypatch):
     """With a speed that falls with the size as a nanosecond a parameter, the right rung is known by hand."""
     monkeypatch.setattr(pretraining, "seconds_per_token", lambda model, *_: model.matrix_parameters() * 1e-9)
-    monkeypatch.setattr(pretraining, "_fresh", lambda config, _seed, _device: config)
+    monkeypatch.setattr(pretraining, "_fresh", lambda config, *_: config)
     chosen = []
     for seconds in (1e-3, 1.0, 100.0, 1e4, 1e9):
         half = PretrainingConfig(context_length=32, batch_size=2, tokens_per_parameter=0.5)
@@ -350,9 +561,13 @@ def test_a_checkpoint_is_continued(run, tmp_path):
         ({"context_length": 100_000}, Budget(steps=1), "the training split has .* less than one context of 100000"),
         ({"context_length": 1000}, Budget(steps=1), "the validation split has 305 tokens, less than one context"),
         ({"layers": None}, Budget(steps=1), "set both layers and width, or neither"),
-        ({"layers": None, "width": None}, Budget(steps=1), "with a budget in steps, set the model's layers and width"),
+        (
+            {"layers": None, "width": None},
+            Budget(steps=1),
+            "with a budget in steps or tokens, set the model's layers and width",
+        ),
         ({"width": 100}, Budget(steps=1), "width 100 is not a multiple of 64"),
-        ({}, Budget(), "give a budget above zero, in steps or in seconds"),
+        ({}, Budget(), "give a budget above zero, in steps, in seconds or in tokens"),
     ],
 )
 def test_what_cannot_be_done_is_a_user_error(run, changes, budget, message):
@@ -440,3 +655,19 @@ def test_noise_needs_a_stream_and_rows_of_its_own():
         make_task(encoder, shape(1, 64, 260, encoder), 300)
     with pytest.raises(UserError, match="only a Transformer without dilated attention reads packed documents"):
         check(encoder.model_copy(update={"packing": "best-fit"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget", "message"),
+    [
+        ({"layers": None}, Budget(steps=1), "set both layers and width, or neither"),
+        ({"layers": None, "width": None}, Budget(tokens=1), "with a budget in steps or tokens, set the model's layers"),
+        ({"training": TrainingConfig(precision="fp16")}, Budget(steps=1), "precision fp16 is for CUDA devices"),
+        ({"architecture": "encoder", "training_length": 8}, Budget(steps=1), "leave out training_length"),
+        ({}, Budget(steps=0), "give a budget above zero"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_text_is_read(changes, budget, message):
+    check_start(SMALL, Budget(steps=1), CPU)
+    with pytest.raises(UserError, match=message):
+        check_start(SMALL.model_copy(update=changes), budget, CPU)

@@ -1,5 +1,6 @@
 """Batches of masked and denoised windows: what they are made of, and that noise follows from seed and place alone."""
 
+import math
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,7 @@ from parlance.text.packing import IGNORE
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training.denoising import DenoisingTokens, SourceTargetBatch
 from parlance.training.objectives import TokenBatch
-from parlance.training.tasks import DenoisingTask, MaskedTokenTask
+from parlance.training.tasks import DenoisingTask, MaskedTokenTask, NextTokenTask
 
 CPU = torch.device("cpu")
 T, B, V = 32, 3, 260
@@ -87,3 +88,48 @@ def test_validation_is_every_window_in_order_with_the_same_noise_each_time(task,
     for one, other in zip(checks, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
     assert not torch.equal(checks[0].targets != IGNORE, checks[1].targets != IGNORE)
+
+
+def test_the_whole_split_has_every_target_once(dataset):
+    task = NextTokenTask(B, T, "stream")
+    batches = [make() for make in task.whole(dataset, CPU)]
+    assert {tuple(batch.inputs.shape) for batch in batches} == {(B, T)}
+    inputs = torch.cat([batch.inputs.flatten() for batch in batches])
+    targets = torch.cat([batch.targets.flatten() for batch in batches])
+    said = targets != IGNORE
+    assert targets[said].tolist() == dataset.tokens[1 : len(dataset.tokens)].tolist()
+    assert inputs[said].tolist() == dataset.tokens[: len(dataset.tokens) - 1].tolist()
+    # Windows are the model's own: each begins where the one before ends, without what came earlier.
+    assert (len(dataset.tokens) - 1) % T
+    assert len(batches) == math.ceil((len(dataset.tokens) - 1) / (B * T))
+
+
+def test_the_whole_split_with_noise_is_what_validation_reads_first(task, dataset):
+    batches = [make() for make in task.whole(dataset, CPU)]
+    checks = task.validation(dataset, len(dataset.tokens), CPU)
+    assert len(checks) == (len(dataset.tokens) - 1) // T // B
+    for one, other in zip(batches, checks, strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+
+
+@pytest.mark.parametrize("rows", [2, B, 5, 10**6])
+@pytest.mark.parametrize("kind", TASKS)
+def test_the_whole_split_with_noise_has_every_window_once(dataset, kind, rows):
+    """Also where the last batch is not full, and where the split is less than one."""
+    masked = MaskedTokenTask(rows, T, mask_token=V, vocab_size=V)
+    task = masked if kind == "masked" else DenoisingTask(rows, T, TASKS["denoising"].tokens)
+    count = (len(dataset.tokens) - 1) // T
+    assert count % 5
+    if rows > count:
+        rows = count + 3
+        task.batch_size = rows
+    batches = [make() for make in task.whole(dataset, CPU)]
+    assert len(batches) == math.ceil(count / rows)
+    read = [window for batch in batches for window in windows(batch)]
+    assert read[:count] == [dataset.tokens[start : start + T].tolist() for start in range(0, count * T, T)]
+    if kind == "masked":
+        assert {len(batch) for batch in batches} == {rows}
+        assert sum(int((batch.targets != IGNORE).sum()) for batch in batches) > 0
+        assert all((batch.targets[count - number * rows :] == IGNORE).all() for number, batch in enumerate(batches))
+    else:
+        assert len(read) == count

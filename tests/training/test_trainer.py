@@ -8,6 +8,7 @@ from torch import nn
 
 from parlance.core.config import override
 from parlance.core.errors import UserError
+from parlance.training.loss_scaling import FIRST_FACTOR
 from parlance.training.objectives import IGNORE, LossTerms, NextTokenObjective, TokenBatch
 from parlance.training.optimizers import Optimizer, ParameterGroup
 from parlance.training.rates import LearningRates, parameter_groups
@@ -107,14 +108,30 @@ class Scalar(nn.Module):
         self.w = nn.Parameter(torch.zeros(1))
 
 
-def slope(model: Scalar, batch: float) -> LossTerms:
-    """Loss sum with the gradient `batch`; counts one item and reports its square."""
-    return LossTerms((model.w * batch).sum(), 1, {"square": batch**2})
+class Number:
+    """A batch of one row: its number is the slope of the loss."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __len__(self) -> int:
+        return 1
+
+    def part(self, _start: int, _stop: int) -> "Number":
+        return self
+
+    def texts(self) -> list[torch.Tensor]:
+        return [torch.tensor([[7, 8, 9]])]
 
 
-def scalar_trainer(values: list[float], config: TrainingConfig) -> Trainer[Scalar, float]:
+def slope(model: Scalar, batch: Number) -> LossTerms:
+    """Loss sum with the gradient `batch.value`; counts one item and reports its square."""
+    return LossTerms((model.w * batch.value).sum(), 1, {"square": batch.value**2})
+
+
+def scalar_trainer(values: list[float], config: TrainingConfig, **options) -> Trainer[Scalar, Number]:
     model = Scalar()
-    return Trainer(model, slope, cycle(values), sgd_like(model), config)
+    return Trainer(model, slope, cycle([Number(value) for value in values]), sgd_like(model), config, **options)
 
 
 def test_the_schedule_scales_the_step_and_the_first_step_moves():
@@ -124,6 +141,16 @@ def test_the_schedule_scales_the_step_and_the_first_step_moves():
         figures = trainer.step(progress)
         assert figures["rate_share"] == pytest.approx(share)
         assert float(trainer.model.w.detach()) == pytest.approx(-2.0 * share, rel=1e-4)
+
+
+@pytest.mark.parametrize(("warmup", "first"), [(0.0, 1.0), (0.001, 0.05), (0.02, 0.05), (0.1, 0.01), (1.0, 0.001)])
+def test_only_the_first_step_is_lifted_off_zero(warmup, first):
+    """At 100 000 steps the k-th of the warm-up goes at k / (100 000 w) of the peak, whatever the first did."""
+    config = TrainingConfig(warmup=warmup, decay=0.0)
+    trainer = scalar_trainer([1.0], config)
+    rates = [trainer.step(step / 100_000)["rate_share"] for step in range(12)]
+    expected = [min(1.0, step / (100_000 * warmup)) if warmup else 1.0 for step in range(12)]
+    assert rates == pytest.approx([first, *expected[1:]])
 
 
 def test_gradients_are_clipped_after_the_mean():
@@ -139,7 +166,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_said(bad, capsys):
     trainer = scalar_trainer([bad, 1.0], CONSTANT)
     trainer.step(0.5)
     assert float(trainer.model.w.detach()) == 0.0
-    assert "a step was skipped" in capsys.readouterr().err
+    assert "step 1 was skipped" in capsys.readouterr().err
     trainer.step(0.5)
     assert float(trainer.model.w.detach()) == pytest.approx(-1.0, rel=1e-3)
 
@@ -163,6 +190,92 @@ def test_state_goes_on_with_the_next_batch():
         figures = second.step(0.5)
     assert figures == last
     assert torch.equal(second.model.w, whole.model.w)
+
+
+def test_a_step_far_out_of_line_is_left_out_and_counted(capsys):
+    values = [*(1.0 + 0.01 * (place % 5) for place in range(80)), 50.0, 1.0]
+    trainer = scalar_trainer(values, CONSTANT)
+    figures = [trainer.step(0.5) for _ in values]
+    assert "skipped" not in figures[79]
+    assert (figures[80]["skipped"], figures[80]["unsound"]) == (1, 1)
+    assert (figures[81]["skipped"], figures[81]["unsound"]) == (1, 0)
+    assert trainer.skipped == 1
+    assert trainer.optimizer.steps == 81
+    assert "step 81 was skipped: its gradient norm of 50" in capsys.readouterr().err
+    lenient = scalar_trainer(values, CONSTANT.model_copy(update={"skip_sigma": 0.0}))
+    assert all("skipped" not in lenient.step(0.5) for _ in values)
+
+
+def test_what_is_read_is_counted(tiny_transformer):
+    model = tiny_transformer()
+    config = CONSTANT.model_copy(update={"accumulation": 2})
+    trainer = Trainer(model, NextTokenObjective(), cycle([token_rows(4, 32)]), sgd_like(model), config)
+    figures = trainer.step(0.5)
+    assert figures["tokens"] == trainer.tokens == 2 * 4 * 32
+    assert figures["items"] == 2 * sum(32 - 3 * row for row in range(4))
+
+
+def test_the_average_is_evaluated_and_saved_while_training_goes_on_without_it():
+    trainer = scalar_trainer([1.0, 2.0, 4.0], CONSTANT.model_copy(update={"average": 0.9}))
+    weight = trainer.model.w.detach()
+    mean = None
+    for number in range(1, 4):
+        trainer.step(0.5)
+        share = (1 + number) / (10 + number)
+        mean = float(weight) if mean is None else share * mean + (1 - share) * float(weight)
+        own = float(weight)
+        with trainer.evaluated():
+            assert float(weight) == pytest.approx(mean)
+        assert float(weight) == own != pytest.approx(mean, rel=1e-3) or number == 1
+    trainer.finish()
+    assert float(weight) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("changes", [{"average": 0.9}, {"precision": "fp16"}, {"average": 0.5, "precision": "fp16"}])
+def test_average_and_loss_scale_go_on_exactly(changes):
+    values = [1e-4, 2e-4, 1.2e34, 8.0, 16.0, 3.0, 2.0]  # the third times 2^15 is beyond fp32
+    config = CONSTANT.model_copy(update=changes)
+    whole, first, second = (scalar_trainer(values, config) for _ in range(3))
+    for _ in range(7):
+        last = whole.step(0.5)
+    for _ in range(4):
+        first.step(0.5)
+    second.step(0.5)
+    tensors, info = first.capture()
+    second.restore({name: tensor.clone() for name, tensor in tensors.items()}, info)
+    for _ in range(3):
+        figures = second.step(0.5)
+    assert figures == last
+    for trainer in (whole, second):
+        trainer.finish()
+    assert torch.equal(whole.model.w, second.model.w)
+    state, other = whole.capture()[1], second.capture()[1]
+    assert state == other
+    if "precision" in changes:
+        assert state["scaler"] == {"factor": FIRST_FACTOR / 2, "finite_steps": 4}
+
+
+def test_a_scaled_loss_gives_the_step_of_the_plain_one(tiny_transformer):
+    batch = token_rows(4, 32)
+    models = [tiny_transformer(), tiny_transformer()]
+    figures = []
+    for model, precision in zip(models, ("fp32", "fp16"), strict=True):
+        config = CONSTANT.model_copy(update={"precision": precision})
+        trainer = Trainer(model, NextTokenObjective(), cycle([batch]), sgd_like(model), config)
+        figures.append(trainer.step(0.5))
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    for one, two in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+def test_an_overflow_of_the_loss_scale_is_no_anomaly(capsys):
+    """The square of 1e15 times 2^15 is beyond fp32, until the factor has been halved."""
+    trainer = scalar_trainer([1e15], CONSTANT.model_copy(update={"precision": "fp16"}))
+    for _ in range(12):
+        figures = trainer.step(0.5)
+    assert "skipped" not in figures
+    assert trainer.optimizer.steps > 0
+    assert not capsys.readouterr().err
 
 
 def test_a_tiny_transformer_learns_a_pattern(tiny_transformer):

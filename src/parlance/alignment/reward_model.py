@@ -40,11 +40,13 @@ from parlance.models.transformer_blocks import Layout, Linear
 from parlance.models.transformer_config import TransformerConfig
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import Tokenizer
+from parlance.training.anomalies import BatchStore
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
-from parlance.training.objectives import LossTerms
+from parlance.training.objectives import LossTerms, layout_part
 from parlance.training.optimizers import Optimizer
+from parlance.training.precision import set_precision
 from parlance.training.rates import LearningRates, parameter_groups
 from parlance.training.trainer import Trainer, TrainingConfig
 
@@ -154,6 +156,29 @@ class RankedBatch:
     winners: Tensor  # (P,) places among the R responses
     losers: Tensor  # (P,)
     weights: Tensor  # (P,) 1 / number of pairs of the pair's prompt
+
+    def __len__(self) -> int:
+        """Prompts."""
+        return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> "RankedBatch":
+        """The prompts `start` to `stop` with their responses and pairs."""
+        responses = (self.rows >= start) & (self.rows < stop)
+        pairs = responses[self.winners]
+        first = int((self.rows < start).sum())  # responses stand in the order of their prompts
+        return RankedBatch(
+            self.tokens[start:stop],
+            layout_part(self.layout, start, stop),
+            self.rows[responses] - start,
+            self.ends[responses],
+            self.winners[pairs] - first,
+            self.losers[pairs] - first,
+            self.weights[pairs],
+        )
+
+    def texts(self) -> list[Tensor]:
+        """The prompts with their responses."""
+        return [self.tokens]
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -317,15 +342,16 @@ def train_reward_model(
             f"none of the {len(rankings)} rankings has a pair of responses that differ in rank and fit the model's"
             f" context of {transformer.context_length} tokens"
         )
+    set_precision(transformer, config.training.precision)
     model = RewardModel(transformer)
     model.initialise_head(torch.Generator().manual_seed(seed))
     held_out, _ = encode_rankings(tokenizer, validation, transformer.context_length)
     order = RankedBatches(held_out, config.tokens_per_batch, seed).order.epoch(0) if held_out else []
     checks = [ranked_batch([held_out[index] for index in indices]) for indices in order]
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        terms = [pairwise_objective(model, batch) for batch in checks]
+        with torch.no_grad(), trainer.evaluated():
+            terms = [pairwise_objective(model, batch) for batch in checks]
         count = sum(term.count for term in terms)
         return {
             "validation_loss": sum(float(term.loss_sum) for term in terms) / count,
@@ -337,10 +363,20 @@ def train_reward_model(
         most = max(1, math.ceil(config.epochs * len(batches.order.epoch(0))))
         budget = Budget(steps=most, seconds=budget.seconds)
     optimizer = Optimizer(parameter_groups(model, config.rates, config.rate_scale), transformer.compute_dtype)
-    trainer = Trainer(model, pairwise_objective, batches, optimizer, config.training)
+    store = BatchStore(folder / "anomalies", tokenizer.decode)
+    trainer = Trainer(model, pairwise_objective, batches, optimizer, config.training, anomalies=store)
     states = TrainingStates(folder / "training")
-    loop = Loop("reward", budget, states, metrics, validate if checks else None, checkpoint_seconds=checkpoint_seconds)
+    loop = Loop(
+        "reward",
+        budget,
+        states,
+        metrics,
+        validate if checks else None,
+        checkpoint_seconds=checkpoint_seconds,
+        background=True,
+    )
     result = loop.run(trainer, resume=resume)
+    trainer.finish()
     references = [sequence for example in examples for sequence in example.sequences]
     model.normalise(references[:REFERENCES])
     return RewardModelResult(model, result.steps, result.seconds, len(examples), left_out)

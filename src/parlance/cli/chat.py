@@ -26,7 +26,7 @@ def chat(
     """
     from parlance.cli import inputs
     from parlance.cli.conversation import Conversation, converse
-    from parlance.cli.output import stream
+    from parlance.cli.output import stream, tell_ending, tell_unknown
     from parlance.inference.model import load
 
     inputs.torch_device(device)
@@ -38,3 +38,6 @@ def chat(
         converse(conversation)
     else:
         stream(conversation.answer(inputs.standard_input()))
+        if conversation.last is not None:
+            tell_unknown(conversation.last.unknown, "message")
+            tell_ending(conversation.last)

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 from parlance.cli.output import stream
 from parlance.core.errors import UserError
-from parlance.inference.model import Model
+from parlance.inference.model import Continuation, Model
 from parlance.inference.sampling import SamplingConfig
 from parlance.text.chat_template import encode_chat
 
@@ -27,6 +27,8 @@ class Conversation:
         self.model, self.sampling = model, sampling
         self.messages: list[dict[str, str]] = []
         self.answers = 0
+        self.last: Continuation | None = None
+        """The answer that is being given, or was given last."""
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -43,7 +45,8 @@ class Conversation:
         sampling = self.sampling.model_copy(update={"seed": self.sampling.seed + self.answers})
         said = ""
         try:
-            for piece in self.model.chat_stream(self.messages, sampling):
+            self.last = self.model.chat_stream(self.messages, sampling)
+            for piece in self.last:
                 said += piece
                 yield piece
         except UserError:
@@ -85,6 +88,8 @@ def converse(conversation: Conversation) -> None:
             try:
                 with closing(conversation.answer(message)) as pieces:
                     stream(pieces)
+                if conversation.last is not None and conversation.last.ended == "context":
+                    print("(cut: the model's context is full)")
                 print()
             except KeyboardInterrupt:
                 print("(stopped)\n")

@@ -34,7 +34,18 @@ def generate(
     opened = load(model, device, precision)
     text = inputs.prompt_text(prompt)
     pieces = opened.stream(text, sampling)
+    output.tell_unknown(pieces.unknown, "prompt")
     if json:
-        output.print_json({"model": str(opened.folder), "prompt": text, "text": "".join(pieces)})
+        written = "".join(pieces)
+        output.print_json(
+            {
+                "model": str(opened.folder),
+                "prompt": text,
+                "text": written,
+                "ended": pieces.ended,
+                "unknown": pieces.unknown,
+            }
+        )
     else:
         output.print_continuation(text, pieces)
+    output.tell_ending(pieces)

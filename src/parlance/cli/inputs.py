@@ -35,14 +35,49 @@ def torch_device(name: str) -> "torch.device":
     return select_device(name)
 
 
-def stage_budget(budget: str | None, steps: int | None) -> "Budget":
-    """The budget of one stage from --budget or --steps, one of the two."""
+UNTIL_LOSS_SECONDS = 3600.0
+"""Budget of a stage that is given only a loss to reach."""
+
+
+def stage_budget(
+    budget: str | None, steps: int | None, tokens: str | None = None, until_loss: float | None = None
+) -> "Budget":
+    """The budget of one stage: one of --budget, --steps and --tokens; --until-loss may end it earlier, and alone has an
+    hour."""
     from parlance.core.config import parse_duration
     from parlance.training.loop import Budget
 
-    if (budget is None) == (steps is None):
-        raise UserError("give --budget TIME (like 3m) or --steps N, one of the two")
-    return Budget(steps=steps, seconds=None if budget is None else parse_duration(budget))
+    given = sum(value is not None for value in (budget, steps, tokens))
+    if given > 1 or (given == 0 and until_loss is None):
+        raise UserError("give --budget TIME (like 3m) or --steps N, one of the two (parlance pretrain: or --tokens N)")
+    seconds = UNTIL_LOSS_SECONDS if given == 0 else None if budget is None else parse_duration(budget)
+    return Budget(
+        steps=steps,
+        seconds=seconds,
+        tokens=None if tokens is None else parse_count("--tokens", tokens),
+        until_loss=until_loss,
+    )
+
+
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+
+
+MOST_THINGS = 10**18
+"""Counts are not above this: they are kept in 64 bits, and no text has so many tokens."""
+
+
+def parse_count(option: str, text: str) -> int:
+    """A number of things above zero: 5000, 20k, 1.5m, 10b. Raises UserError."""
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    try:
+        value = round(float(number) * _MULTIPLES[unit])
+    except (ValueError, KeyError, OverflowError):
+        value = 0
+    if value > MOST_THINGS:
+        raise UserError(f"{option} {text}: write a number up to 10^18, like 20m or 1.5b")
+    if value <= 0:
+        raise UserError(f"{option} {text}: write a number above zero, like 5000, 20k, 1.5m or 10b")
+    return value
 
 
 def parse_steps(text: str) -> dict[str, int]:
@@ -172,7 +207,7 @@ def tokenizer_for(choice: str, corpus: Path, keep: Path) -> "Tokenizer":
     """The tokenizer called "byte", "bpe:4096", "char:300", "word:8192" or by its folder; one that is trained is kept in
     `keep` and read from there the next time."""
     from parlance.core.artifacts import ensure_directory
-    from parlance.text.preparation import read_split
+    from parlance.text.splits import read_split
     from parlance.text.tokenizers import Kind, Tokenizer, train_tokenizer
 
     if (keep / "tokenizer.json").exists():
@@ -279,39 +314,44 @@ def text_file(path: Path) -> str:
 
 
 def training_for(
-    model: str, order: int | None, assignments: Sequence[str]
+    model: str, order: int | None, assignments: Sequence[str], preset: str = "standard"
 ) -> "PretrainingConfig | NGramTraining | None":
-    """The settings for `--model`, with --order and --set applied; None: there are none (exact)."""
+    """The settings for `--model`, with --preset, --order and --set applied; None: there are none (exact)."""
     from parlance.core.config import override
-    from parlance.models.ngram_smoothing import NGramTraining
     from parlance.training.pretraining import check
 
+    if model in ("exact", "ngram") and preset != "standard":
+        raise UserError(f"--preset {preset} is for networks; --model {model} is counted")
     if model == "exact":
         if order is not None or assignments:
             raise UserError("--model exact takes no --order and no --set: it keeps the whole text")
         return None
     if model == "ngram":
+        from parlance.models.ngram_smoothing import NGramTraining
+
         if order is not None and any(assignment.startswith("order=") for assignment in assignments):
             raise UserError("--order and --set order= say the same: give one of them")
         base = NGramTraining() if order is None else NGramTraining(order=order)
         return override(base, assignments)
-    config = override(pretraining_for(model), assignments)
+    config = override(pretraining_for(model, preset), assignments)
     check(config)
     return config
 
 
-def pretraining_for(model: str) -> "PretrainingConfig":
-    """The settings of a kind of network, or of the YAML file that describes one."""
+def pretraining_for(model: str, preset: str = "standard") -> "PretrainingConfig":
+    """The settings of a preset for a kind of network, or for the YAML file that describes one."""
     from parlance.core.config import parse_config
+    from parlance.training import presets
     from parlance.training.architectures import ARCHITECTURES, read_model_file
-    from parlance.training.pretraining import PretrainingConfig, pretraining_config
+    from parlance.training.pretraining import PretrainingConfig
 
     for kind in ARCHITECTURES:
         if model == kind:
-            return pretraining_config(kind)
+            return presets.preset(preset, kind)
     if not model.endswith((".yaml", ".yml")):
         raise UserError(f"--model {model} is not one of {', '.join(ARCHITECTURES)}, ngram, exact, nor a .yaml file")
     kind, fields = read_model_file(Path(model))
     sizes = {name: fields.pop(name) for name in ("layers", "width", "context_length") if name in fields}
-    values = pretraining_config(kind).model_dump() | sizes | {"model": fields}
+    values = presets.preset(preset, kind).model_dump()
+    values |= sizes | {"model": values["model"] | fields}
     return parse_config(PretrainingConfig, values, where=model)

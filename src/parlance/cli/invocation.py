@@ -1,5 +1,6 @@
 """How this program was called, and what Ctrl-C means while a stage runs that can be resumed."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -13,6 +14,9 @@ from parlance.core.errors import Interrupted
 def program() -> str:
     """How this program was started, as a user can type it again."""
     called = sys.argv[0]
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    if "TORCHELASTIC_RUN_ID" in os.environ and processes == os.environ.get("WORLD_SIZE"):
+        return f"torchrun --nproc-per-node {processes} -m parlance"
     if Path(called).name == "__main__.py":
         return "python -m parlance"
     on_path = shutil.which("parlance")

@@ -4,7 +4,9 @@ Exit codes: 0 done; 2 the input or the options are wrong; 130 interrupted (train
 the reader of standard output went away. Tracebacks appear only with --debug, which may stand anywhere.
 """
 
+import atexit
 import errno
+import gc
 import io
 import os
 import shlex
@@ -25,6 +27,7 @@ from parlance.cli import (
     corpus,
     finetune,
     generate,
+    plan,
     pretrain,
     reward,
     run,
@@ -67,6 +70,7 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None] | typer.Typer]] = {
     "score": ("Use a model", score.score),
     "chat": ("Use a model", chat.chat),
     "convert": ("Use a model", convert.convert),
+    "plan": ("Plan", plan.plan),
     "bench": ("Compare", bench.app),
 }
 """Panel of the help page, and command or group of commands, by name."""
@@ -106,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for work sleep instead of spinning: beside any other busy program, spinning makes a training
     # step many times slower. The OpenMP runtime reads this when PyTorch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The interpreter's last search for garbage walks over all that PyTorch made, for 0.4 s: there is none to find.
+    atexit.register(gc.freeze)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal or file that cannot show a character shows a question mark.
         sys.stdout.reconfigure(errors="replace")
@@ -119,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """Parse and carry out; a return value of 130 is an interruption that no stage turned into `Interrupted`."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and words[:1] not in (["pretrain"], []):
+        raise UserError(f"{words[0]} is done by one process: start it without torchrun (only pretrain takes several)")
     command = typer.main.get_command(app)
     code = command.main(words or ["--help"], prog_name="parlance", standalone_mode=False)
     try:

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 import typer
 
+MOST_STEPS = 10**12
+"""More than any run makes; what is larger is a slip of the finger."""
+
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 Device = Annotated[
@@ -35,7 +38,10 @@ Budget = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Time for this stage: 90s, 3m, 1.5h. Or use --steps.")
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Training steps; repeatable bit for bit, unlike a time budget.")
+    int | None,
+    typer.Option(
+        "--steps", min=1, max=MOST_STEPS, help="Training steps; repeatable bit for bit, unlike a time budget."
+    ),
 ]
 Runner = Annotated[Literal["native", "ray"], typer.Option("--runner", help="native: this machine. ray: a Ray cluster.")]
 RayAddress = Annotated[

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,10 @@ from rich.text import Text
 from parlance.core import formatting as form
 from parlance.core.artifacts import read_json
 from parlance.core.errors import UserError
+from parlance.core.progress import say
+
+if TYPE_CHECKING:
+    from parlance.inference.model import Continuation
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -151,6 +155,19 @@ def stream(pieces: Iterable[str]) -> None:
             sys.stdout.flush()
     finally:
         sys.stdout.write("\n")
+
+
+def tell_unknown(count: int, what: str) -> None:
+    """Say on standard error that a text has tokens that the vocabulary lacks."""
+    if count:
+        tokens = "one token" if count == 1 else f"{form.count(count)} tokens"
+        say(f"not in the vocabulary, read as <unk>: {tokens} of the {what}")
+
+
+def tell_ending(continuation: "Continuation") -> None:
+    """Say on standard error where a text was cut because the model's context is full."""
+    if continuation.ended == "context":
+        say("the text ends here because the model's context is full (--overflow slide goes on)")
 
 
 def print_ladder(result: dict[str, Any], *, json: bool) -> None:

@@ -124,8 +124,12 @@ def resources(run: RunFiles) -> RenderableType | None:
         parts.append(f"time {form.duration(seconds)}")
     if (memory := form.number(summary.get("peak_memory_bytes"))) is not None:
         parts.append(f"peak memory {form.size(memory)}")
-    if (energy := form.number(form.mapping(summary.get("energy")).get("kilowatt_hours"))) is not None:
-        parts.append(f"energy about {form.energy(energy)} (estimate)")
+    figures = form.mapping(summary.get("energy"))
+    if (energy := form.number(figures.get("kilowatt_hours"))) is not None:
+        method = form.text(figures.get("method")) or ""
+        part = "measured in part" if "measured" in method else "estimate"
+        kind = "measured" if method.startswith("measured") else part
+        parts.append(f"energy about {form.energy(energy)} ({kind})")
     return Text(", ".join(parts)) if parts else None
 
 

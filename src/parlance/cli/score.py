@@ -34,5 +34,7 @@ def score(
         "tokens": scored.tokens,
         "bytes": scored.bytes,
         "nats": scored.nats,
+        "unknown": scored.unknown,
     }
+    output.tell_unknown(scored.unknown, "text")
     output.print_facts(figures, json=json)

@@ -73,6 +73,20 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return names
 
 
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The fields of `differences` with what they were and what they are: "batch_size 8 -> 16"."""
+    return [f"{name} {_shown(old, name)} -> {_shown(new, name)}" for name in differences(old, new)]
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    """The value at a dotted name, in few words."""
+    node: Any = values
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    text = "none" if node is None else str(node)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _scalar(text: str) -> Any:
     """A YAML value, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3)."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):

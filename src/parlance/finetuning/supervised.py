@@ -20,11 +20,14 @@ from parlance.models.transformer import Transformer
 from parlance.text.chat_template import encode_chat
 from parlance.text.packing import IGNORE
 from parlance.text.tokenizers import Tokenizer
+from parlance.training.anomalies import BatchStore
 from parlance.training.batching import LengthGroupedBatches
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
+from parlance.training.memory_fit import MemoryFit
 from parlance.training.objectives import NextTokenObjective, TokenBatch, mean_loss
 from parlance.training.optimizers import Optimizer
+from parlance.training.precision import set_precision
 from parlance.training.rates import LearningRates, parameter_groups
 from parlance.training.trainer import Trainer, TrainingConfig
 
@@ -129,6 +132,7 @@ def finetune(
 ) -> FinetuningResult:
     """Instruction-tune `model` in place; resume states live in `folder`/training. Raises UserError, Interrupted."""
     assert model.context_length is not None
+    set_precision(model, config.training.precision)
     examples, too_long = encode_demonstrations(tokenizer, train, model.context_length)
     if not examples:
         raise UserError(
@@ -137,14 +141,27 @@ def finetune(
     held_out, _ = encode_demonstrations(tokenizer, validation[: config.validation_examples], model.context_length)
     checks = ExampleBatches(held_out, config.tokens_per_batch, tokenizer.pad, seed).once() if held_out else []
 
+    fit = MemoryFit()
+
     def validate() -> dict[str, float]:
-        return {"validation_loss": mean_loss(model, checks)}
+        with trainer.evaluated():
+            return {"validation_loss": fit.run(lambda parts: mean_loss(model, parts), checks)}
 
     batches = ExampleBatches(examples, config.tokens_per_batch, tokenizer.pad, seed)
     optimizer = Optimizer(parameter_groups(model, config.rates, config.rate_scale), model.compute_dtype)
-    trainer = Trainer(model, NextTokenObjective(), batches, optimizer, config.training)
+    store = BatchStore(folder / "anomalies", tokenizer.decode)
+    trainer = Trainer(model, NextTokenObjective(), batches, optimizer, config.training, anomalies=store, fit=fit)
     states = TrainingStates(folder / "training")
-    loop = Loop("sft", budget, states, metrics, validate if checks else None, checkpoint_seconds=checkpoint_seconds)
+    loop = Loop(
+        "sft",
+        budget,
+        states,
+        metrics,
+        validate if checks else None,
+        checkpoint_seconds=checkpoint_seconds,
+        background=True,
+    )
     result = loop.run(trainer, resume=resume)
     loss = validate()["validation_loss"] if checks else None
+    trainer.finish()
     return FinetuningResult(result.steps, result.seconds, len(examples), too_long, loss)

@@ -5,8 +5,9 @@ responses = generate_batch(model, [[1, 2, 3], [4, 5]], SamplingConfig(max_tokens
 """
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,9 @@ from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
 from parlance.models.transformer import Transformer
 
+Ending = Literal["stop", "max_tokens", "context"]
+"""Why a text ended: a stop token was drawn, `max_tokens` are written, or the model's context is full."""
+
 
 @torch.inference_mode()
 def stream(
@@ -24,8 +28,8 @@ def stream(
     config: SamplingConfig,
     stop: Collection[int],
     vocab_size: int | None = None,
-) -> Iterator[int]:
-    """Yield generated ids one by one; a token of `stop` ends the text and is not yielded.
+) -> Generator[int, None, Ending]:
+    """Yield generated ids one by one, and return why there are no more; a token of `stop` is not yielded.
 
     Work per token is constant in the prompt's length but for attention. Where the context is full, generation ends or,
     with `overflow="slide"`, goes on from the second half of the context. An encoder-decoder reads the prompt as its
@@ -55,10 +59,10 @@ def stream(
     for remaining in range(min(config.max_tokens, room), 0, -1):
         token = int(sample(logits[:, -1, :vocab_size].cpu(), config, generator))
         if token in stop:
-            return
+            return "stop"
         yield token
         if remaining == 1:
-            return
+            break
         text.append(token)
         if used == model.context_length:
             text = text[-half:]
@@ -67,6 +71,7 @@ def stream(
         else:
             logits, state = model.forward(torch.tensor([[token]], dtype=torch.int64), state)
             used += 1
+    return "context" if room < config.max_tokens else "max_tokens"
 
 
 def checked_prompt(model: LanguageModel, prompt: Sequence[int]) -> None:

@@ -6,17 +6,19 @@ print(model.score("import os\n").bits_per_byte)
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from parlance.core.artifacts import read_json
 from parlance.core.devices import fast_bfloat16, select_device
 from parlance.core.errors import UserError
-from parlance.inference.generation import checked_prompt, stream
+from parlance.inference.generation import Ending, checked_prompt, stream
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
 from parlance.models.checkpoints import load_language_model, read_values
@@ -26,11 +28,15 @@ from parlance.models.conversion import is_foreign, open_foreign
 from parlance.models.families.family import Values
 from parlance.models.masked import MaskedLanguageModel
 from parlance.models.neural import NeuralLanguageModel
+from parlance.models.ngram import NGramModel
+from parlance.models.ngram_words import WordTable, score_sentences, word_table
 from parlance.models.tensor_files import weight_bytes_of
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
+from parlance.text.documents import replace_surrogates
 from parlance.text.tokenizers import Tokenizer, import_tokenizer
 from parlance.text.tokenizers.assembly import surrounded
+from parlance.text.tokenizers.special_tokens import SPACE
 from parlance.text.tokenizers.tokenizer import read_config
 
 MASK = "[MASK]"
@@ -57,6 +63,8 @@ class Score:
     bytes: int
     log_probs: list[float]
     """log p of each token, nats."""
+    unknown: int = 0
+    """How many of the tokens are `<unk>`: they cost nats and count no bytes."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -67,6 +75,24 @@ class Score:
     def perplexity(self) -> float:
         """exp(nats per token)."""
         return math.exp(self.nats / self.tokens)
+
+
+class Continuation(Iterator[str]):
+    """A text piece by piece as it is generated; pieces never end inside a character."""
+
+    def __init__(self, pieces: Generator[str, None, Ending], unknown: int = 0) -> None:
+        self._pieces = pieces
+        self.unknown = unknown
+        """How many tokens of the prompt are `<unk>`: what the vocabulary lacks."""
+        self.ended: Ending | None = None
+        """Why the text ended; None while it goes on."""
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.ended = self.ended or end.value
+            raise
 
 
 class Model:
@@ -81,30 +107,40 @@ class Model:
         turns = {END_OF_TURN} & tokenizer.special_tokens.keys()
         self.stop = frozenset({tokenizer.end_of_text, *map(tokenizer.special_id, turns), *stop})
 
-    def stream(self, prompt: str, sampling: SamplingConfig | None = None) -> Iterator[str]:
-        """Yield the continuation of `prompt` piece by piece; pieces never end inside a character."""
+    def stream(self, prompt: str, sampling: SamplingConfig | None = None) -> Continuation:
+        """The continuation of `prompt`, piece by piece."""
         before, after = self.tokenizer.surrounding
         whole = isinstance(self.language_model, ConditionalLanguageModel)  # a source is a text, not its beginning
         tokens = [*before, *self.tokenizer.encode(prompt), *(after if whole else [])]
-        return self._stream(tokens, sampling or SamplingConfig())
+        return self._continued(tokens, sampling)
 
     def generate(self, prompt: str, sampling: SamplingConfig | None = None) -> str:
         """The continuation of `prompt` (without the prompt)."""
         return "".join(self.stream(prompt, sampling))
 
-    def chat_stream(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Iterator[str]:
-        """Yield the assistant's next turn piece by piece; `messages` are {"role", "content"}, the user's last."""
+    def chat_stream(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Continuation:
+        """The assistant's next turn, piece by piece; `messages` are {"role", "content"}, the user's last."""
         tokens, _ = encode_chat(self.tokenizer, list(messages), add_generation_prompt=True)
-        return self._stream(tokens, sampling or SamplingConfig())
+        return self._continued(tokens, sampling)
 
     def chat(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> str:
         """The assistant's next turn."""
         return "".join(self.chat_stream(messages, sampling)).strip()
 
-    def _stream(self, tokens: list[int], sampling: SamplingConfig) -> Iterator[str]:
+    def _continued(self, tokens: list[int], sampling: SamplingConfig | None) -> Continuation:
+        pieces = self._pieces(tokens, sampling or SamplingConfig())
+        return Continuation(pieces, tokens.count(-1 if self.tokenizer.unknown is None else self.tokenizer.unknown))
+
+    def _pieces(self, prompt: list[int], sampling: SamplingConfig) -> Generator[str, None, Ending]:
         produced = b""
         shown = 0
-        for token in stream(self.language_model, tokens, sampling, self.stop, self.tokenizer.vocab_size):
+        tokens = stream(self.language_model, prompt, sampling, self.stop, self.tokenizer.vocab_size)
+        while True:
+            try:
+                token = next(tokens)
+            except StopIteration as end:
+                ended: Ending = end.value
+                break
             # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
             produced += self.tokenizer.continued_bytes(token)
             text = produced.decode("utf-8", errors="replace")
@@ -115,25 +151,43 @@ class Model:
         text = produced.decode("utf-8", errors="replace")
         if len(text) > shown:
             yield text[shown:]
+        return ended
 
     def score(self, text: str) -> Score:
         """Score a text as a document: its first token is predicted after the end-of-text mark.
 
         A text longer than the context is read in windows that overlap by half, each token scored once, with at least
-        half a context before it. Bytes are those that the tokens stand for: what a vocabulary without them all reads as
-        `<unk>` does not count. Raises UserError for an empty text.
+        half a context before it. N-gram models of other toolkits (ARPA files of words) read each line as a sentence, as
+        those toolkits do: its end is a token that is predicted too, of no bytes. Bytes are those that the tokens stand
+        for: what a vocabulary without them all reads as `<unk>` does not count. Raises UserError for an empty text.
         """
         if not text:
             raise UserError("there is nothing to score: the text is empty")
-        tokens = self.tokenizer.encode(text)
-        before, _ = self.tokenizer.surrounding
-        start = before[-1] if before else self.tokenizer.end_of_text
-        checked_prompt(self.language_model, [start, *tokens])
-        log_probs = document_log_probs(self.language_model, [tokens], start)[0]
+        if isinstance(self.language_model, NGramModel) and self._words is not None:
+            tokens, log_probs = score_sentences(replace_surrogates(text)[0].encode(), self._words, self.language_model)
+        else:
+            ids = self.tokenizer.encode(text)
+            before, _ = self.tokenizer.surrounding
+            start = before[-1] if before else self.tokenizer.end_of_text
+            checked_prompt(self.language_model, [start, *ids])
+            log_probs = document_log_probs(self.language_model, [ids], start)[0]
+            tokens = np.array(ids)
         size = int(self.tokenizer.token_byte_lengths[tokens].sum())
         if not size:
             raise UserError("the vocabulary knows nothing of this text: every token is <unk>")
-        return Score(-float(log_probs.sum()), len(tokens), size, log_probs.tolist())
+        unknown = 0 if self.tokenizer.unknown is None else int((tokens == self.tokenizer.unknown).sum())
+        return Score(-float(log_probs.sum()), tokens.size, size, log_probs.tolist(), unknown)
+
+    @cached_property
+    def _words(self) -> WordTable | None:
+        """The words of a vocabulary of an n-gram toolkit, for its texts; None for any other."""
+        if not self.tokenizer.reads_lines:
+            return None
+        known = self.language_model.vocab_size  # a model without <unk> has a tokenizer with it all the same
+        words = [entry.removeprefix(SPACE) for entry in self.tokenizer.entries()[:known]]
+        unknown = self.tokenizer.unknown
+        unknown = None if unknown is None or unknown >= known else unknown
+        return word_table(words, unknown=unknown, end=self.tokenizer.end_of_text)
 
 
 def resolve_model_folder(path: Path) -> Path:

@@ -70,6 +70,17 @@ def alibi_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, scale: floa
     return _banded_attention(q, k, v, scale, window=q.shape[2], slopes=slopes)
 
 
+def offset_attention(
+    q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, offsets: Tensor, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention with -slopes[h] * |i - j - offsets[h]| added to the score of query i and key j; both (H,).
+
+    ALiBi is the case of offsets 0. `window`: as in `sliding_window_attention`; None: all keys.
+    """
+    T = q.shape[2]
+    return _banded_attention(q, k, v, scale, T if window is None else min(window, T), slopes, offsets)
+
+
 def document_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor, scale: float) -> Tensor:
     """Causal attention within each document of packed rows.
 
@@ -95,8 +106,16 @@ def document_attention(q: Tensor, k: Tensor, v: Tensor, documents: Tensor, scale
     return y.transpose(1, 2).reshape(B, T, H, E).transpose(1, 2)
 
 
-def _banded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, slopes: Tensor | None) -> Tensor:
-    """Query t sees the last `window` keys; with ALiBi where there are slopes."""
+def _banded_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int,
+    slopes: Tensor | None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Query t sees the last `window` keys; with ALiBi where there are slopes, around offsets where there are any."""
     T = q.shape[2]
     blocks = [(start, stop, max(0, start - window + 1)) for start, stop in spans(T, BLOCK)]
     # What is added depends on the distance only, so every block reads a part of one table, whose column `back` is the
@@ -106,6 +125,8 @@ def _banded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int
     table = hide((distance <= 0) & (distance > -window), q.dtype)
     if slopes is not None:
         # Each element is rounded once, from its exact distance: in bfloat16 no worse than the scores' own rounding.
+        if offsets is not None:
+            distance = -(distance + offsets[:, None, None]).abs()
         table = (table + slopes.to(precise(q.dtype))[:, None, None] * distance).to(q.dtype)
 
     def bias(block: Block) -> Tensor:
@@ -187,17 +208,22 @@ class _ProductBlocks(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         B, H, T, E = q.shape
         flat_k, flat_v, dq = k.reshape(-1, T, E), v.reshape(-1, T, E), torch.empty_like(q)
-        dk, dv = (torch.zeros_like(x, dtype=precise(x.dtype)) for x in (flat_k, flat_v))
+        summed = 0 if len(ctx.blocks) == 1 else T
+        dk, dv = (torch.zeros_like(x[:, :summed], dtype=precise(x.dtype)) for x in (flat_k, flat_v))
         rows = len(flat_k), -1, E  # (B K, H/K T, E)
         for number, block in enumerate(ctx.blocks):
             start, stop, first = block
             weights = kept[number] if kept else _block_weights(q, flat_k, ctx.scale, block, ctx.bias)  # P
             grad_block, q_block = grad[:, :, start:stop].reshape(rows), q[:, :, start:stop].reshape(rows)
-            dv[:, first:stop] += torch.bmm(weights.mT, grad_block)
             dp = torch.bmm(grad_block, flat_v[:, first:stop].mT)
             ds = torch._softmax_backward_data(dp, weights, -1, weights.dtype)  # P (dP - rowsum(P dP))
             dq[:, :, start:stop] = (torch.bmm(ds, flat_k[:, first:stop]) * ctx.scale).view(B, H, -1, E)
-            dk[:, first:stop] += torch.bmm(ds.mT, q_block) * ctx.scale
+            dk_block, dv_block = torch.bmm(ds.mT, q_block) * ctx.scale, torch.bmm(weights.mT, grad_block)
+            if len(ctx.blocks) == 1:  # nothing to add up
+                dk, dv = dk_block, dv_block
+            else:
+                dk[:, first:stop] += dk_block
+                dv[:, first:stop] += dv_block
         return dq, dk.view(k.shape).to(k.dtype), dv.view(v.shape).to(v.dtype), None, None, None, None
 
 

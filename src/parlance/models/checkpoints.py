@@ -24,11 +24,9 @@ from parlance.core.artifacts import read_json, write_json
 from parlance.core.errors import UserError
 from parlance.models.building import build
 from parlance.models.contract import LanguageModel
-from parlance.models.exact import ConditionalFrequencies
 from parlance.models.families import FAMILIES
 from parlance.models.families.family import ConfigReader, Entry, Family, Stacked, Values
 from parlance.models.neural import NeuralLanguageModel
-from parlance.models.ngram import NGramModel
 from parlance.models.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from parlance.models.transformer import Transformer
 
@@ -72,6 +70,8 @@ def read_config(folder: Path) -> tuple[Family, Any]:
                 field = "".join(f"{part}: " for part in first["loc"])
                 reason = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
                 raise UserError(f"{folder / 'config.json'}: {field}{reason}") from error
+    if kind in (NGRAM, EXACT):
+        raise UserError(f"{folder} is an n-gram or exact model, and this needs a network")
     known = ", ".join([family.name for family in FAMILIES] + [NGRAM, EXACT])
     raise UserError(f"{folder}: model_type {kind!r} is not one this version reads ({known})")
 
@@ -222,8 +222,12 @@ def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> Lan
     """Open any checkpoint folder Parlance knows. `dtype` is that of a network's parameters."""
     kind = read_values(folder).get("model_type")
     if kind == NGRAM:
+        from parlance.models.ngram import NGramModel  # its loops are compiled by numba, which takes time to import
+
         return NGramModel.load(folder)
     if kind == EXACT:
+        from parlance.models.exact import ConditionalFrequencies
+
         return ConditionalFrequencies.load(folder)
     return load_model(folder, dtype)
 
@@ -238,9 +242,11 @@ def family_for(config: Any, name: str | None = None) -> Family:
     for family in FAMILIES:
         if family.name == name:
             if not family.expresses(config):
+                parts = "".join(f"{part}, " for part in family.unsaid(config)).rstrip(", ")
                 raise UserError(
                     f"this model cannot be written as {name}: it has parts that {name} has not "
-                    f"(it can be written as {', '.join(f.name for f in FAMILIES if f.expresses(config))})"
+                    f"({parts + '; ' if parts else ''}"
+                    f"it can be written as {', '.join(f.name for f in FAMILIES if f.expresses(config))})"
                 )
             return family
     raise UserError(f"{name!r} is not a family this version writes ({', '.join(family.name for family in FAMILIES)})")

@@ -18,6 +18,7 @@ from parlance.core.artifacts import atomic_directory, os_errors, write_json
 from parlance.core.errors import UserError
 from parlance.models.character_rnn import read_character_rnn
 from parlance.models.checkpoints import (
+    EXACT,
     NGRAM,
     checkpoint_tensors,
     family_for,
@@ -32,6 +33,7 @@ from parlance.models.ngram import NGramModel
 from parlance.models.ngram_arpa import read_arpa, write_arpa
 from parlance.models.tensor_files import PICKLE_WARNING, SHARD_BYTES, stored_type, write_tensors
 from parlance.models.transformer import Transformer
+from parlance.text.documents import replace_surrogates
 from parlance.text.tokenizers import Tokenizer, import_tokenizer
 from parlance.text.tokenizers.assembly import spaced_words, surrounded
 from parlance.text.tokenizers.special_tokens import SPACE
@@ -92,6 +94,11 @@ def _open_arpa(path: Path, tokenizer: Path | None) -> tuple[NGramModel, Tokenize
     model, words = read_arpa(path)
     if "</s>" not in words:
         raise UserError(f"{path} has no </s> among its words, so that no text would end")
+    foreign = next((word for word in words if not word.isascii() and replace_surrogates(word)[1]), None)
+    if foreign is not None:
+        raise UserError(
+            f"{path}: the word {replace_surrogates(foreign)[0]!r} is not in UTF-8; convert the file (iconv)"
+        )
     if tokenizer is None:
         # An unknown word gets an id that the model has not, which is said where it is met.
         return model, spaced_words(words if "<unk>" in words else [*words, "<unk>"], "</s>")
@@ -148,6 +155,8 @@ def convert(
             if family is not None or dtype is not None or tokenizer is not None:
                 raise UserError(f"{source} is an n-gram model: it is copied with its tokenizer, as it is")
             return _save_ngram(NGramModel.load(source), Tokenizer.load(source), out)
+        if values.get("model_type") == EXACT:
+            raise UserError(f"{source} is an exact model, which has one form alone: copy the folder")
         if "SequenceClassification" in str(values.get("architectures")):
             raise UserError(f"{source} is a reward model; only language models are converted")
         own, _ = read_config(source)

@@ -25,8 +25,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from parlance.core.config import Config
-from parlance.models.neural import NeuralLanguageModel
+from parlance.models.neural import Embedding, NeuralLanguageModel
 from parlance.models.transformer_blocks import Linear, RMSNorm
+from parlance.models.transformer_config import MOST
 
 
 class ConvolutionalConfig(Config):
@@ -34,29 +35,24 @@ class ConvolutionalConfig(Config):
 
     model_type: Literal["parlance-convolutional"] = "parlance-convolutional"
     """What `config.json` says this is."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MOST)
     """Rows of the embedding (V)."""
-    context_length: int | None = Field(default=None, ge=1)
+    context_length: int | None = Field(default=None, ge=1, le=MOST)
     """Longest sequence the model may see; None: no bound."""
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1024)
     """Number of blocks."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=2**20)
     """Size of the residual stream (D)."""
-    kernel: int = Field(default=3, ge=2)
+    kernel: int = Field(default=3, ge=2, le=1024)
     """Taps of a convolution: the token itself and kernel - 1 before it."""
-    dilation_cycle: int = Field(default=6, ge=1)
+    dilation_cycle: int = Field(default=6, ge=1, le=16)
     """Blocks until the dilation is 1 again: 1, 2, 4, ..., 2^(dilation_cycle - 1), 1, 2, ..."""
-    norm_epsilon: float = Field(default=1e-6, gt=0)
+    norm_epsilon: float = Field(default=1e-6, gt=0, le=1)
     """Added to the mean square in RMSNorm."""
 
     def dilation(self, layer: int) -> int:
         """Distance between the taps of block `layer`."""
         return 1 << (layer % self.dilation_cycle)
-
-    @property
-    def receptive_field(self) -> int:
-        """How many tokens, the newest included, a prediction depends on."""
-        return 1 + sum((self.kernel - 1) * self.dilation(layer) for layer in range(self.layers))
 
 
 @dataclass
@@ -107,7 +103,7 @@ class Convolutional(NeuralLanguageModel):
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self.compute_dtype = torch.float32
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
             ConvolutionalBlock(config, config.dilation(layer)) for layer in range(config.layers)
         )
@@ -123,11 +119,12 @@ class Convolutional(NeuralLanguageModel):
             self.embed_tokens.weight.normal_(0.0, 1.0, generator=generator)
             for layer in self.layers:
                 assert isinstance(layer, ConvolutionalBlock)
-                layer.input_layernorm.weight.fill_(1.0)
                 inputs = layer.conv_proj.weight.shape[1]
                 layer.conv_proj.weight.normal_(0.0, inputs**-0.5, generator=generator)
                 layer.out_proj.weight.zero_()
-            self.norm.weight.fill_(1.0)
+            for name, parameter in self.named_parameters():
+                if name.endswith("norm.weight"):
+                    parameter.fill_(1.0)
             self.lm_head.weight.normal_(0.0, 0.001, generator=generator)
 
     def new_state(self, batch: int, capacity: int) -> InputHistory:  # noqa: ARG002

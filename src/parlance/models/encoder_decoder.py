@@ -4,8 +4,14 @@ Both are a `Transformer` with the parts of `TransformerConfig`; they share one e
 T5 (`families/t5.py`) is one choice of the parts. What training makes of it (span corruption, translation) is not said
 here.
 
-    config = EncoderDecoderConfig.sized(
-        vocab_size=256, context_length=128, width=64, layers=2, start_token=0, empty_source=(1,), sentinels=100
+    sizes = {"vocab_size": 356, "context_length": 128, "width": 64, "layers": 2, "heads": 1, "head_width": 64}
+    config = EncoderDecoderConfig(
+        vocab_size=256,
+        sentinels=100,
+        start_token=0,
+        empty_source=(1,),
+        encoder=TransformerConfig(**sizes, causal=False),
+        decoder=TransformerConfig(**sizes, cross_attention=True),
     )
     model = EncoderDecoder(config)
     model.initialise(torch.Generator().manual_seed(0))
@@ -16,7 +22,7 @@ Shapes: B batch, S source tokens, T target tokens, V vocabulary, D width. Source
 2020 (T5); Shazeer 2020 (its version 1.1).
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,7 +33,7 @@ from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.key_value_cache import KeyValueCache, Memory
 from parlance.models.transformer import Transformer
 from parlance.models.transformer_blocks import padding_layout
-from parlance.models.transformer_config import TransformerConfig
+from parlance.models.transformer_config import MOST, TransformerConfig
 
 _NO_HEAD = ("head_transform", "head_bias", "pooler", "next_sentence", "logit_scale")
 """Parts that an encoder without a head of its own cannot have."""
@@ -38,13 +44,13 @@ _SHARED = ("width", "embedding_width", "tie_embeddings")
 class EncoderDecoderConfig(Config):
     """Two stacks, and the tokens with which each begins."""
 
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MOST)
     """Token ids of the tokenizer (V)."""
-    sentinels: int = Field(default=0, ge=0)
+    sentinels: int = Field(default=0, ge=0, le=MOST)
     """Rows of the embedding beyond V, for the gaps of span corruption: V is the first."""
-    start_token: int = Field(ge=0)
+    start_token: int = Field(ge=0, le=MOST)
     """What the decoder reads first."""
-    empty_source: tuple[int, ...] = Field(min_length=1)
+    empty_source: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=1024)
     """What the encoder reads where there is no source."""
     encoder: TransformerConfig
     """The stack that reads the source; of V + sentinels rows, without a head."""
@@ -70,36 +76,6 @@ class EncoderDecoderConfig(Config):
         if max(self.start_token, *self.empty_source) >= self.vocab_size + self.sentinels:
             raise ValueError("start_token and empty_source are rows of the embedding")
         return self
-
-    @classmethod
-    def sized(
-        cls,
-        *,
-        vocab_size: int,
-        context_length: int,
-        width: int,
-        layers: int,
-        start_token: int,
-        empty_source: tuple[int, ...],
-        sentinels: int = 0,
-    ) -> "EncoderDecoderConfig":
-        """Two stacks of `layers` blocks each, for sources and targets of up to `context_length` tokens."""
-        stack = TransformerConfig(
-            vocab_size=vocab_size + sentinels,
-            context_length=context_length,
-            width=width,
-            layers=layers,
-            heads=max(1, width // 64),
-            head_width=min(64, width),
-        )
-        return cls(
-            vocab_size=vocab_size,
-            sentinels=sentinels,
-            start_token=start_token,
-            empty_source=empty_source,
-            encoder=stack.model_copy(update={"causal": False}),
-            decoder=stack.model_copy(update={"cross_attention": True}),
-        )
 
     @property
     def first_sentinel(self) -> int:

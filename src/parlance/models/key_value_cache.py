@@ -40,10 +40,14 @@ class KeyValueCache:
     """(B,) int64: how many positions of each row are filled."""
     memory: Memory | None = None
     """What the decoder of an encoder-decoder attends to besides."""
+    tokens: Tensor | None = None
+    """(B, capacity) int64: what was read, where embeddings depend on the tokens before."""
 
     @property
     def capacity(self) -> int:
         """Positions that fit before the tensors must grow."""
+        if self.tokens is not None:
+            return self.tokens.shape[1]
         return self.keys[0].shape[2] if self.keys else 0
 
     def grow(self, capacity: int) -> None:
@@ -52,6 +56,7 @@ class KeyValueCache:
         if extra > 0:
             self.keys = [F.pad(key, (0, 0, 0, extra)) for key in self.keys]
             self.values = [F.pad(value, (0, 0, 0, extra)) for value in self.values]
+            self.tokens = None if self.tokens is None else F.pad(self.tokens, (0, extra))
 
     def select(self, rows: Tensor) -> "KeyValueCache":
         """The cache of some rows (int64 indices), e.g. of the sequences that still run."""
@@ -61,6 +66,7 @@ class KeyValueCache:
             values=[value[rows] for value in self.values],
             lengths=self.lengths[rows],
             memory=None if self.memory is None else self.memory.select(rows),
+            tokens=None if self.tokens is None else self.tokens[rows],
         )
 
 

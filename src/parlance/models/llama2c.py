@@ -128,24 +128,27 @@ def _write(file: BinaryIO, *tensors: Tensor) -> None:
 
 def _config(path: Path, numbers: tuple[int, ...], *, tied: bool) -> TransformerConfig:
     width, mlp, layers, heads, kv_heads, vocab, length = numbers
-    if min(numbers) < 1 or layers > 1024 or width % heads or heads % kv_heads or (width // heads) % 2:
+    try:
+        if min(numbers) < 1 or width % heads or (width // heads) % 2:
+            raise ValueError
+        return TransformerConfig(
+            vocab_size=vocab,
+            context_length=length,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_width=width // heads,
+            mlp_width=mlp,
+            qk_norm=False,
+            norm_epsilon=1e-5,
+            tie_embeddings=tied,
+        )
+    except ValueError as error:  # those of the configuration too
         raise UserError(
             f"{path} is not a model of llama2.c: width {width}, feed-forward {mlp}, {layers} layers, {heads} heads, "
             f"{kv_heads} key heads, {vocab} tokens and context {length} do not fit together"
-        )
-    return TransformerConfig(
-        vocab_size=vocab,
-        context_length=length,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_width=width // heads,
-        mlp_width=mlp,
-        qk_norm=False,
-        norm_epsilon=1e-5,
-        tie_embeddings=tied,
-    )
+        ) from error
 
 
 def _entries(config: TransformerConfig, version: int) -> Iterator[Entry | None]:

@@ -230,6 +230,8 @@ class MixtureOfExperts(nn.Module):
         self.up_proj = nn.Parameter(torch.empty(experts, expert_width, width))
         self.down_proj = nn.Parameter(torch.empty(experts, width, expert_width))
         self._router_logits: Tensor | None = None
+        # Here and not as a decorator: it imports the compiler, which takes a second.
+        self._apart: Callable[..., Tensor] = torch.compiler.disable(mix_experts)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the module has made no call yet; logits inside a graph could not be copied.
@@ -268,16 +270,8 @@ class MixtureOfExperts(nn.Module):
         if len(flat) == 1 and not torch.is_grad_enabled():
             y = _one_token(flat, weights, chosen, self.activation, self.down_proj, self._inputs())
         else:
-            y = self._mixed(flat, weights, chosen)
+            y = self._apart(self, flat, weights, chosen)
         return y.view(x.shape)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _mixed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        routes = plan_routes(chosen, self.experts)
-        y: Tensor = _Experts.apply(  # type: ignore[no-untyped-call]
-            x, weights, routes, torch.is_grad_enabled(), self.activation, self.down_proj, *self._inputs()
-        )
-        return y
 
     def pop_router_logits(self) -> Tensor | None:
         """Router scores (B T, E) of the last training call, with their graph; None when there was none since."""
@@ -296,6 +290,15 @@ class MixtureOfExperts(nn.Module):
     def forward_flops_per_token(self) -> float:
         """Operations of the matrix products per token (a multiply-add is two), without those of padding."""
         return 2.0 * self.active_parameters()
+
+
+def mix_experts(module: MixtureOfExperts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """sum over j of weights[:, j] * expert_{chosen[:, j]}(x): (N, D) of x (N, D), weights and chosen (N, k)."""
+    routes = plan_routes(chosen, module.experts)
+    y: Tensor = _Experts.apply(  # type: ignore[no-untyped-call]
+        x, weights, routes, torch.is_grad_enabled(), module.activation, module.down_proj, *module._inputs()
+    )
+    return y
 
 
 def load_balancing_loss(router_logits: Tensor, experts_per_token: int) -> Tensor:

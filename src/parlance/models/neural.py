@@ -36,6 +36,16 @@ def check_tokens(tokens: Tensor, rows: int) -> None:
         )
 
 
+class Embedding(nn.Embedding):
+    """A table that is drawn by `initialise` or read from a file, and so not drawn when it is made.
+
+    (Drawing one on the meta device, where checkpoints are opened, imports torch's compiler: more than a second.)
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave it."""
+
+
 class NeuralLanguageModel(nn.Module, ABC):
     """A network that follows the contract of `contract.LanguageModel`."""
 

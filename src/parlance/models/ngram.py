@@ -39,9 +39,7 @@ from parlance.core.progress import say
 from parlance.models.ngram_counts import Integers, checked_tokens, count_ngrams
 from parlance.models.ngram_smoothing import MAX_ORDER, Discount, KneserNey, NGramTraining, smoother_for
 from parlance.models.ngram_trie import (
-    ARRAYS,
     NOTHING,
-    Float32,
     Float64,
     Trie,
     build_trie,
@@ -174,10 +172,6 @@ class NGramModel:
         """Number of stored n-grams, all orders together."""
         return sum(self.config.counts)
 
-    def size_bytes(self) -> int:
-        """Bytes of the arrays, in memory and on disk."""
-        return sum(getattr(self.trie, name).nbytes for name in ARRAYS)
-
     def log_probs(self, tokens: Integers) -> Float64:
         """log p(w_t | w_<t) in nats, (T,), of one document (T,), or of several with `end_of_text` between them.
 
@@ -186,15 +180,6 @@ class NGramModel:
         """
         ids = checked_tokens(np.asarray(tokens).reshape(-1), self.vocab_size)
         return score_tokens(ids, self.trie)
-
-    def next_log_probs(self, context: Integers) -> Float32:
-        """log p(w | context) in nats for every w, (V,), after `context` (T,), a document's first T >= 0 tokens."""
-        ids = checked_tokens(np.asarray(context).reshape(-1), self.vocab_size)
-        before = np.full(self.order - 1, NOTHING, np.int64)
-        row = np.concatenate((before, [self.vocab_size], ids)).astype(np.int64)[None, -self.order :]
-        out = np.empty((1, 1, self.vocab_size), np.float32)
-        fill_log_probs(row[:, :-1], row[:, -1:], self.trie, out)
-        return out.reshape(-1)
 
     def forward(
         self, tokens: "torch.Tensor", state: "torch.Tensor | None" = None

@@ -8,6 +8,7 @@ back-off weights, `<s>`, optionally `</s>` and `<unk>`; every n-gram's first and
 file too, as in a model that smoothing made. Words are whatever spaces and tabs separate, as UTF-8.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,8 @@ from parlance.models.ngram_trie import build_trie, unpacked_words
 
 _NEVER = -99.0
 """How ARPA files write the log-probability of <s>."""
+_MOST_WEIGHT = 100.0
+"""Largest exponent of a back-off weight that is believed: some write -99 for none."""
 _SEPARATORS = frozenset(" \t\n\r\0")
 """What ends a word for KenLM; other white space is part of words."""
 _LINES = 1 << 16
@@ -84,6 +87,8 @@ def read_arpa(path: Path) -> tuple[NGramModel, list[str]]:
         words = [word.decode("utf-8", errors="surrogateescape") for word in table]
         if "<s>" not in words:
             raise UserError(f"{path} has no <s> among its words: a language model begins sentences with it")
+        if len(set(words)) < len(words):
+            raise UserError(f"{path}: the word {Counter(words).most_common(1)[0][0]!r} is there twice: write it again")
         begin = words.index("<s>")
         del words[begin]
         numbers = {word.encode("utf-8", errors="surrogateescape"): number for number, word in enumerate(words)}
@@ -178,6 +183,8 @@ def _section(
             raise UserError(f"{path} ends within the n-grams of order {k}: copy it again")
     if np.isnan(scores).any() or scores.max(initial=0.0) > 1e-6 or np.isnan(weights).any():
         raise UserError(f"{path}: a probability of order {k} is above 1 or not a number")
+    if np.abs(weights).max(initial=0.0) > _MOST_WEIGHT:
+        raise UserError(f"{path}: a back-off weight of order {k} is beyond all numbers (10 to the {weights.max():g})")
     following = b"\\end\\" if k == len(counts) else f"\\{k + 1}-grams:".encode()
     for line in file:
         if line.strip():

@@ -190,6 +190,13 @@ def score_tokens(tokens: Int32, trie: Trie) -> Float64:
     return scores
 
 
+def score_in_one_part(tokens: Int32, trie: Trie) -> Float64:
+    """`score_tokens` on this thread alone."""
+    scores = np.empty(tokens.size, np.float64)
+    _score(tokens, 0, tokens.size, trie, scores)
+    return scores
+
+
 def fill_log_probs(before: Int64, tokens: Int64, trie: Trie, out: Float32) -> None:
     """Log-probabilities of every next token after each of `tokens` (B, T), preceded by `before` (B, order - 1), into
     `out` (B, T, V). Work per position: V, and the number of words seen after each of its contexts."""

@@ -95,6 +95,11 @@ def alibi_slopes(heads: int, bias_max: float = 8.0) -> Tensor:
     return slopes.float()
 
 
+def head_offsets(heads: int, device: torch.device) -> Tensor:
+    """(H,) fp32: how far back the key is that each head prefers, 1 to H."""
+    return torch.arange(1, heads + 1, dtype=torch.float32, device=device)
+
+
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """(..., D) fp32: sin and cos in turn, of wavelengths from 2 pi to 10 000 * 2 pi."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)

@@ -25,9 +25,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from parlance.core.config import Config
-from parlance.models.neural import NeuralLanguageModel
+from parlance.models.neural import Embedding, NeuralLanguageModel
 from parlance.models.recurrent_cells import ElmanRecurrence, GRURecurrence, LSTMRecurrence
 from parlance.models.transformer_blocks import Linear, RMSNorm
+from parlance.models.transformer_config import MOST
 
 Cell = Literal["elman", "gru", "lstm", "mlstm"]
 
@@ -48,13 +49,13 @@ class RecurrentConfig(Config):
 
     model_type: Literal["parlance-recurrent"] = "parlance-recurrent"
     """What `config.json` says this is."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MOST)
     """Rows of the embedding (V)."""
-    context_length: int | None = Field(default=None, ge=1)
+    context_length: int | None = Field(default=None, ge=1, le=MOST)
     """Longest sequence the model may see; None: no bound."""
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1024)
     """Number of recurrent layers."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=2**20)
     """Units of a layer, and size of the embedding (D)."""
     cell: Cell = "lstm"
     """Kind of every layer."""
@@ -62,7 +63,7 @@ class RecurrentConfig(Config):
     """Each layer a residual branch with norm and gain, and a norm before the head; False: a plain stack of cells."""
     head_bias: bool = False
     """Whether the output head adds a bias."""
-    norm_epsilon: float = Field(default=1e-6, gt=0)
+    norm_epsilon: float = Field(default=1e-6, gt=0, le=1)
     """Added to the mean square in RMSNorm."""
 
 
@@ -163,7 +164,7 @@ class Recurrent(NeuralLanguageModel):
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self.compute_dtype = torch.float32
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(RecurrentLayer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon) if config.residual else None
         self.lm_head = Linear(config.width, config.vocab_size, bias=config.head_bias)

@@ -22,7 +22,7 @@ Bengio 2015 (additive attention, bidirectional encoder, first decoder state); Lu
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,10 @@ from torch.utils.checkpoint import checkpoint
 from parlance.core.config import Config
 from parlance.core.errors import UserError
 from parlance.models.conditional import ConditionalLanguageModel
+from parlance.models.neural import Embedding
 from parlance.models.recurrent import GAINS, GATES, Cell, RecurrentConfig, RecurrentLayer
 from parlance.models.transformer_blocks import Linear, RMSNorm
+from parlance.models.transformer_config import MOST
 
 ADDITIVE_ELEMENTS = 2**22
 """Numbers of (B, T, S, D) that additive attention holds at a time."""
@@ -45,17 +47,17 @@ class RecurrentAttentionConfig(Config):
 
     model_type: Literal["parlance-recurrent-attention"] = "parlance-recurrent-attention"
     """What `config.json` says this is."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MOST)
     """Token ids of the tokenizer (V)."""
-    sentinels: int = Field(default=0, ge=0)
+    sentinels: int = Field(default=0, ge=0, le=MOST)
     """Rows of the embedding beyond V, for the gaps of span corruption: V is the first."""
-    start_token: int = Field(ge=0)
+    start_token: int = Field(ge=0, le=MOST)
     """What the decoder reads first."""
-    empty_source: tuple[int, ...] = Field(min_length=1)
+    empty_source: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=1024)
     """What the encoder reads where there is no source."""
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1024)
     """Layers of the encoder, each of two directions, and as many of the decoder."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=2**20)
     """Units of a layer and of a direction, and size of the embedding (D)."""
     cell: Cell = "gru"
     """Kind of every recurrence."""
@@ -63,7 +65,7 @@ class RecurrentAttentionConfig(Config):
     """Score of a query q and a source activation k: q W k / sqrt(D) (Luong), or v tanh(U q + W k) (Bahdanau)."""
     input_feeding: bool = False
     """Whether a step also reads what the step before it gave; slower to train."""
-    norm_epsilon: float = Field(default=1e-6, gt=0)
+    norm_epsilon: float = Field(default=1e-6, gt=0, le=1)
     """Added to the mean square in RMSNorm."""
 
     @model_validator(mode="after")
@@ -209,7 +211,7 @@ class RecurrentAttention(ConditionalLanguageModel):
         recurrent = RecurrentConfig(
             vocab_size=rows, layers=config.layers, width=D, cell=config.cell, norm_epsilon=config.norm_epsilon
         )
-        self.embed_tokens = nn.Embedding(rows, D)
+        self.embed_tokens = Embedding(rows, D)
         self.encoder_layers = nn.ModuleList(EncoderLayer(recurrent) for _ in range(config.layers))
         self.encoder_norm = RMSNorm(D, config.norm_epsilon)
         self.feed_proj = Linear(D, D) if config.input_feeding else None

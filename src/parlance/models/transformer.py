@@ -14,17 +14,21 @@ E head width.
 Sources: Vaswani et al. 2017; the parts name theirs in `transformer_blocks.py` and `positions.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parlance.core.errors import UserError
+from parlance.models.hashed_embeddings import NGramEmbeddings, preceding
 from parlance.models.key_value_cache import CacheSlots, KeyValueCache, Memory
 from parlance.models.mixture_of_experts import MixtureOfExperts, load_balancing_loss, router_z_loss
-from parlance.models.neural import NeuralLanguageModel
+from parlance.models.neural import Embedding, NeuralLanguageModel
 from parlance.models.padding import MULTIPLE
 from parlance.models.positions import (
     alibi_slopes,
+    head_offsets,
     relative_buckets,
     rotary_frequencies,
     rotary_tables,
@@ -53,17 +57,22 @@ class Transformer(NeuralLanguageModel):
         self.vocab_size = config.vocab_size
         self.context_length: int | None = config.context_length
         self.compute_dtype = torch.float32
+        # Where processes divide the vocabulary: the summed cross-entropy (nats) of hidden (N, D) and targets (N,).
+        self.vocabulary_loss: Callable[[Transformer, Tensor, Tensor], Tensor] | None = None
         D, inner = config.width, config.embedding_width or config.width
         projected = config.embedding_width is not None
-        self.embed_tokens = nn.Embedding(config.vocab_size, inner)
+        self.embed_tokens = Embedding(config.vocab_size, inner)
         self.embed_positions = (
-            nn.Embedding(config.context_length + config.position_offset, D) if config.positions == "learned" else None
+            Embedding(config.context_length + config.position_offset, D) if config.positions == "learned" else None
         )
-        self.embed_types = nn.Embedding(config.token_types, D) if config.token_types else None
+        self.embed_types = Embedding(config.token_types, D) if config.token_types else None
+        self.embed_ngrams = (
+            NGramEmbeddings(config.ngram_tables, config.vocab_size + 1, inner) if config.ngram_tables else None
+        )
         self.embed_norm = make_norm(config) if config.embedding_norm else None
         self.project_in = Linear(inner, D) if projected else None
         self.relative_bias = (
-            nn.Embedding(config.relative_buckets, config.heads) if config.positions == "relative" else None
+            Embedding(config.relative_buckets, config.heads) if config.positions == "relative" else None
         )
         self.layers = nn.ModuleList(Block(config, number) for number in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
@@ -98,9 +107,11 @@ class Transformer(NeuralLanguageModel):
                         module.weight.normal_(0.0, size * fan_in_spread(module), generator=generator)
                 elif isinstance(module, MixtureOfExperts):
                     module.initialise(generator)
+                elif isinstance(module, NGramEmbeddings):
+                    module.initialise()
                 elif isinstance(module, nn.Embedding):
                     module.weight.normal_(0.0, 0.0 if module is self.relative_bias else 0.02, generator=generator)
-                elif isinstance(module, RMSNorm | LayerNorm):
+                elif isinstance(module, RMSNorm | LayerNorm) and module.weight is not None:
                     module.weight.fill_(1.0)
             for name, parameter in self.named_parameters():
                 if name.endswith("bias") and parameter.ndim == 1:
@@ -113,7 +124,11 @@ class Transformer(NeuralLanguageModel):
         def empty() -> list[Tensor]:
             return [torch.zeros(shape, dtype=self.compute_dtype, device=self.device) for _ in self.layers]
 
-        return KeyValueCache(empty(), empty(), torch.zeros(batch, dtype=torch.int64, device=self.device))
+        lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        state = KeyValueCache(empty(), empty(), lengths)
+        if self.config.looks_back:
+            state.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=self.device)
+        return state
 
     def read_memory(self, encoded: Tensor, mask: Tensor | None = None) -> Memory:
         """Keys and values of every block's cross-attention to an encoder's output (B, S, D); mask (B, S) bool."""
@@ -127,6 +142,7 @@ class Transformer(NeuralLanguageModel):
         layout: Layout | None = None,
         memory: Memory | None = None,
         token_types: Tensor | None = None,
+        noise: int | None = None,
     ) -> Tensor:
         """Final normalised activations (B, T, D) of tokens (B, T); extends `state` in place when one is given.
 
@@ -136,6 +152,8 @@ class Transformer(NeuralLanguageModel):
         reaches a real token. A `layout` (without a state) says otherwise where tokens stand and what they see; an
         encoder needs one (`padding_layout`) as soon as there is padding. `memory` is what a decoder's
         cross-attention reads, where the state does not hold it. `token_types` (B, T): segments; none given: all 0.
+        `noise` seeds what dropout leaves out of the first row, noise + 1 of the second, so that rows divided
+        anyhow lose the same; None: nothing is left out.
         """
         tokens = tokens.to(self.device)
         B, T = tokens.shape
@@ -158,10 +176,10 @@ class Transformer(NeuralLanguageModel):
         elif layout is not None:
             if self.config.dilated_segments:
                 raise UserError("dilated attention reads whole sequences in plain order: no packed or padded rows")
-            positions, length = layout.positions, T
+            positions, length = layout.positions, T if layout.keys_at is None else layout.keys_at.shape[1]
             if layout.documents is not None and self.config.masks_nothing_else:
                 documents = layout.documents
-            else:
+            elif layout.documents is not None or layout.mask is not None:
                 seen = layout.dense_mask()
         else:
             positions, length = torch.arange(T, device=device).unsqueeze(0), T
@@ -170,25 +188,66 @@ class Transformer(NeuralLanguageModel):
                 f"{length} tokens are more than the {self.config.context_length} positions that this model has learned"
             )
         keys_at = positions if slots is None or seen is None else torch.arange(slots.longest, device=device)[None]
+        if layout is not None and layout.keys_at is not None:
+            keys_at = layout.keys_at
         rotary = self._rotary(positions, length)
         full, windowed = self._masks(positions, keys_at, seen)
         attended = None
         if memory is not None and memory.mask is not None:
             attended = memory.mask[:, None, None, :]
-        x = self._embed(tokens, positions, token_types)
+        window = self._window(tokens, positions, state, layout) if self.config.looks_back else None
+        draws = None if noise is None else [torch.Generator().manual_seed(noise + row) for row in range(B)]
+        x = self._embed(tokens, positions, token_types, window, draws)
+        kept = self._kept((len(self.layers), 2, 1, self.config.width), self.config.dropout, draws, 2)
         for number, layer in enumerate(self.layers):
             mask = full if self.config.window(number) is None else windowed
             cache = None if state is None else (state.keys[number], state.values[number])
             source = None if memory is None else (memory.keys[number], memory.values[number], attended)
-            x = layer(x, rotary, mask, cache, slots, source, documents)
+            x = layer(x, rotary, mask, cache, slots, source, documents, None if kept is None else kept[number])
         if state is not None:
             state.lengths = state.lengths + T
         return x if self.norm is None else self.norm(x)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+    def _window(self, tokens: Tensor, positions: Tensor, state: KeyValueCache | None, layout: Layout | None) -> Tensor:
+        """Each token and as many before it as its embedding depends on: (B, T, back + 1), the newest first."""
+        back, none = self.config.looks_back, self.config.vocab_size
+        if layout is not None and layout.keys_at is not None:
+            raise UserError("embeddings that depend on the tokens before need whole sequences: leave out ngram_tables")
+        if state is None or state.tokens is None:
+            return preceding(tokens, back, none, None if layout is None else layout.previous())
+        state.tokens.scatter_(1, positions, tokens)
+        at = positions.unsqueeze(-1) - torch.arange(back + 1, device=tokens.device)
+        found = state.tokens.gather(1, at.clamp(min=0).flatten(1)).view(at.shape)
+        return found.masked_fill(at < 0, none)
+
+    def _kept(
+        self, shape: tuple[int, ...], share: float, draws: list[torch.Generator] | None, dim: int
+    ) -> Tensor | None:
+        """Factors that are 0 with probability `share` and have a mean of 1, of `shape` for each row, stacked at `dim`.
+
+        `draws`: a generator for each row; None: nothing is left out.
+        """
+        if draws is None or not share:
+            return None
+        rows = [torch.empty(shape).bernoulli_(1 - share, generator=draw) for draw in draws]
+        return (torch.stack(rows, dim) / (1 - share)).to(self.device, self.compute_dtype)
+
+    def _embed(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        token_types: Tensor | None,
+        window: Tensor | None,
+        draws: list[torch.Generator] | None,
+    ) -> Tensor:
         """The stream (B, T, D) that the first block reads."""
         dtype = self.compute_dtype
-        x = F.embedding(tokens, self.embed_tokens.weight).to(dtype)
+        x: Tensor = self.embed_tokens(tokens)
+        if self.embed_ngrams is not None and window is not None:
+            found = self.embed_ngrams(window)
+            kept = self._kept((tokens.shape[1], 1), self.config.ngram_dropout, draws, 0)
+            x = x + (found if kept is None else found * kept)
+        x = x.to(dtype)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.embed_positions is not None:
@@ -218,7 +277,7 @@ class Transformer(NeuralLanguageModel):
         if seen is None and not config.needs_mask:
             return None, None
         distances = keys_at.unsqueeze(1) - queries_at.unsqueeze(2)  # (B|1, T, S), negative for the past
-        biased = config.positions in ("alibi", "relative")
+        biased = config.positions in ("alibi", "relative") or config.head_offsets > 0
         window = config.sliding_window
         if seen is None:
             seen = distances <= 0 if config.causal else torch.ones_like(distances, dtype=torch.bool)
@@ -239,6 +298,10 @@ class Transformer(NeuralLanguageModel):
                 distances, config.relative_buckets, config.relative_max_distance, causal=config.causal
             )
             return F.embedding(buckets, self.relative_bias.weight).permute(0, 3, 1, 2).to(self.compute_dtype)
+        if config.head_offsets:
+            offsets = head_offsets(config.heads, distances.device)
+            far = (distances.unsqueeze(1) + offsets[:, None, None]).abs()
+            return (-config.head_offsets * far).to(self.compute_dtype)
         slopes = alibi_slopes(config.heads, config.alibi_bias_max).to(distances.device)
         if config.alibi_before_scaling:
             biases = (slopes.bfloat16()[:, None] * keys_at.clamp(min=0).unsqueeze(1)).float() * config.scale

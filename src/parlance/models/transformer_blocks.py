@@ -22,12 +22,14 @@ from parlance.models.attention import (
     alibi_attention,
     causal_attention,
     document_attention,
+    offset_attention,
     sliding_window_attention,
 )
 from parlance.models.dilated_attention import dilated_attention, dilated_step
+from parlance.models.elementwise import relu_squared, unit_rms
 from parlance.models.key_value_cache import CacheSlots
 from parlance.models.mixture_of_experts import MixtureOfExperts
-from parlance.models.positions import alibi_slopes, rotate
+from parlance.models.positions import alibi_slopes, head_offsets, rotate
 from parlance.models.transformer_config import TransformerConfig
 
 
@@ -38,9 +40,11 @@ class Layout:
     positions: Tensor
     """(B, T) int64."""
     mask: Tensor | None
-    """(B, T, T) bool: may position t attend to s? None: `documents` says it."""
+    """(B, T, T) bool: may position t attend to s? None: `documents` says it, or else the plain order does."""
     documents: Tensor | None = None
     """(B, T) int64: the document of each position, of rows packed with several; each sees its own past alone."""
+    keys_at: Tensor | None = None
+    """(B|1, S) int64: positions of the keys, where they are more than those of these tokens; `mask` is (B, T, S)."""
 
     def dense_mask(self) -> Tensor:
         """`mask`, made of `documents` where it is not there."""
@@ -50,6 +54,14 @@ class Layout:
         T = self.documents.shape[1]
         same = self.documents[:, :, None] == self.documents[:, None, :]
         return same & torch.ones(T, T, dtype=torch.bool, device=same.device).tril()
+
+    def previous(self) -> Tensor:
+        """(B, T) int64: the index in its row of the token before each one, -1 where there is none."""
+        if self.mask is None:
+            left = torch.arange(self.positions.shape[1], device=self.positions.device) - 1
+            return torch.where(self.positions > 0, left, -1)
+        before = self.mask & (self.positions[:, None, :] == self.positions[:, :, None] - 1)
+        return torch.where(before.any(-1), before.int().argmax(-1), -1)
 
 
 def padding_layout(mask: Tensor, *, causal: bool = True) -> Layout:
@@ -88,14 +100,16 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019); or without weight."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, *, weight: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.ones(width)) if weight else None
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return unit_rms(x, self.epsilon)
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.epsilon)
 
 
@@ -116,7 +130,7 @@ class LayerNorm(nn.Module):
 def make_norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
     """The norm of the residual stream that `config` asks for."""
     if config.norm == "rms":
-        return RMSNorm(config.width, config.norm_epsilon)
+        return RMSNorm(config.width, config.norm_epsilon, weight=config.norm_weight)
     return LayerNorm(config.width, config.norm_epsilon, bias=config.norm_bias)
 
 
@@ -127,7 +141,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         "gelu": F.gelu,
         "gelu-tanh": lambda x: F.gelu(x, approximate="tanh"),
         "relu": F.relu,
-        "relu2": lambda x: F.relu(x).square(),
+        "relu2": relu_squared,
     }
     return functions[name]
 
@@ -143,12 +157,16 @@ class Attention(nn.Module):
         self.scale, self.clip, self.window = config.scale, config.clip_qkv, config.window(layer)
         self.segments = config.dilated_segments
         self.alibi_bias_max = config.alibi_bias_max if config.positions == "alibi" else None
+        self.offset_slope = 0.0 if cross else config.head_offsets
+        # Where heads or positions are divided over processes: which of the model's heads are here, and what attends.
+        self.first_head, self.all_heads = 0, config.heads
+        self.across: Callable[[Attention, Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
         self.q_proj = Linear(D, self.heads * E, bias=config.attention_bias)
         self.k_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
         self.v_proj = Linear(D, self.kv_heads * E, bias=config.attention_bias)
         self.o_proj = Linear(self.heads * E, D, bias=config.output_bias)
-        self.q_norm = RMSNorm(E, config.norm_epsilon) if config.qk_norm else None
-        self.k_norm = RMSNorm(E, config.norm_epsilon) if config.qk_norm else None
+        self.q_norm = RMSNorm(E, config.norm_epsilon, weight=config.norm_weight) if config.qk_norm else None
+        self.k_norm = RMSNorm(E, config.norm_epsilon, weight=config.norm_weight) if config.qk_norm else None
 
     def _clipped(self, x: Tensor) -> Tensor:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
@@ -188,7 +206,11 @@ class Attention(nn.Module):
                 values[:, :, : v.shape[2]] = v
             if slots.continued:
                 k, v = keys[:, :, : slots.longest], values[:, :, : slots.longest]
-        if documents is not None:
+        if self.across is not None:
+            if self.offset_slope:
+                raise UserError("head_offsets need whole sequences: leave context parallelism out")
+            y = self.across(self, q, k, v, mask)
+        elif documents is not None:
             y = document_attention(q, k, v, documents, self.scale)
         elif mask is None and self.causal:
             y = self._plain(q, k, v)
@@ -202,12 +224,21 @@ class Attention(nn.Module):
         """Every row a sequence from its beginning: no mask is needed."""
         if self.segments:
             return dilated_attention(q, k, v, self.segments, self.scale)
+        if self.offset_slope:
+            offsets = head_offsets(self.all_heads, q.device)[self.first_head : self.first_head + self.heads]
+            slopes = torch.full_like(offsets, self.offset_slope)
+            return offset_attention(q, k, v, slopes, offsets, self.scale, self.window)
         if self.window is not None and self.window < q.shape[2]:
             return sliding_window_attention(q, k, v, self.window, self.scale)
         if self.alibi_bias_max is not None:
-            slopes = alibi_slopes(self.heads, self.alibi_bias_max).to(q.device)
-            return alibi_attention(q, k, v, slopes, self.scale)
+            return alibi_attention(q, k, v, self.slopes(q.device), self.scale)
         return causal_attention(q, k, v, self.scale)
+
+    def slopes(self, device: torch.device) -> Tensor:
+        """ALiBi's (H,) of the heads that are here."""
+        assert self.alibi_bias_max is not None
+        slopes = alibi_slopes(self.all_heads, self.alibi_bias_max)
+        return slopes[self.first_head : self.first_head + self.heads].to(device)
 
     def cross(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of x (B, T, D) to an encoder's keys and values (B, K, S, E); `mask` (B, 1, 1, S) bool."""
@@ -282,26 +313,36 @@ class Block(nn.Module):
         slots: CacheSlots | None = None,
         memory: tuple[Tensor, Tensor, Tensor | None] | None = None,
         documents: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, D) to (B, T, D). `memory`: keys, values and mask of cross-attention."""
+        """x (B, T, D) to (B, T, D). `memory`: keys, values and mask of cross-attention.
+
+        `kept` (2, B, 1, D): factors of what attention and feed-forward add, in training with dropout.
+        """
         first, second = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
             a = first(x)
             m = a if second is None else second(x)
-            return x + self.self_attn(a, rotary, mask, cache, slots, documents) + self.mlp(m)  # type: ignore[no-any-return]
+            x = x + _drop(self.self_attn(a, rotary, mask, cache, slots, documents), kept, 0)
+            return x + _drop(self.mlp(m), kept, 1)
         assert second is not None
         if self.post:
-            x = first(x + self.self_attn(x, rotary, mask, cache, slots, documents))
+            x = first(x + _drop(self.self_attn(x, rotary, mask, cache, slots, documents), kept, 0))
         else:
-            x = x + self.self_attn(first(x), rotary, mask, cache, slots, documents)
+            x = x + _drop(self.self_attn(first(x), rotary, mask, cache, slots, documents), kept, 0)
         if self.cross_attn is not None and self.cross_layernorm is not None and memory is not None:
             if self.post:
                 x = self.cross_layernorm(x + self.cross_attn.cross(x, *memory))
             else:
                 x = x + self.cross_attn.cross(self.cross_layernorm(x), *memory)
         if self.post:
-            return second(x + self.mlp(x))  # type: ignore[no-any-return]
-        return x + self.mlp(second(x))  # type: ignore[no-any-return]
+            return second(x + _drop(self.mlp(x), kept, 1))  # type: ignore[no-any-return]
+        return x + _drop(self.mlp(second(x)), kept, 1)
+
+
+def _drop(y: Tensor, kept: Tensor | None, branch: int) -> Tensor:
+    """What branch 0 or 1 adds, without the components that are left out."""
+    return y if kept is None else y * kept[branch]
 
 
 def fan_in_spread(module: Linear) -> float:

@@ -8,7 +8,7 @@ biases. Every other choice is a field; `families/` says which choices make which
 Shapes: V vocabulary, D width, H query heads, K key/value heads, E head width, F feed-forward width.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from parlance.core.config import Config
 
 MOST = 2**31 - 1
 """Largest size that is believed: what is beyond is no model."""
+
+NGramTable = tuple[Annotated[int, Field(ge=2, le=16)], Annotated[int, Field(ge=1, le=2**26)]]
+"""(n, rows) of a table of embeddings of the last n tokens."""
 
 
 class RotaryScaling(Config):
@@ -95,6 +98,10 @@ class TransformerConfig(Config):
     relative_max_distance: int = Field(default=128, ge=2)
     """T5: distances from here on share a bucket."""
 
+    head_offsets: float = Field(default=0.0, ge=0)
+    """Head h (from 0) has its scores lowered by this much for each position that a key is away from h + 1 back: a fixed
+    preference of each head for one of the last tokens, beside what `positions` does; 0: none."""
+
     sliding_window: int | None = Field(default=None, ge=1)
     """Most keys a token sees, itself included; None: all before it."""
     full_attention_layers: tuple[int, ...] = ()
@@ -112,6 +119,8 @@ class TransformerConfig(Config):
     """RMSNorm or LayerNorm."""
     norm_bias: bool = True
     """Whether LayerNorm has a bias."""
+    norm_weight: bool = True
+    """Whether RMSNorm, also that of queries and keys, has weights."""
     norm_epsilon: float = Field(default=1e-6, ge=0)
     """Added to the mean square, or the variance."""
     norm_placement: Literal["pre", "post"] = "pre"
@@ -152,8 +161,15 @@ class TransformerConfig(Config):
 
     embedding_width: int | None = Field(default=None, ge=1, le=MOST)
     """Size of a token's embedding where it is not D (OPT-350m: projected in and out); None: D."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the components of each branch's output, the same ones at all positions of a row, that training leaves
+    out (Gal and Ghahramani 2016)."""
+    ngram_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the positions where training leaves out what `ngram_tables` say."""
     token_types: int = Field(default=0, ge=0, le=MOST)
     """Rows of the table of segment embeddings (BERT: 2)."""
+    ngram_tables: tuple[NGramTable, ...] = ()
+    """(n, rows) of further embeddings, of the last n tokens: see `hashed_embeddings.py`."""
     tie_embeddings: bool = False
     """Whether the output head is the embedding matrix."""
     head_transform: bool = False
@@ -192,6 +208,14 @@ class TransformerConfig(Config):
             raise ValueError("segment lengths and dilations of dilated_segments are at least 1")
         if self.next_sentence and not self.pooler:
             raise ValueError("next_sentence needs pooler")
+        if self.head_offsets and (not self.causal or self.dilated_segments or self.positions in ("alibi", "relative")):
+            raise ValueError("head_offsets go with causal attention that has no dilation, alibi or relative positions")
+        if any(not 0 <= layer < self.layers for layer in self.full_attention_layers):
+            raise ValueError(f"full_attention_layers names blocks from 0 to {self.layers - 1}")
+        if self.ngram_tables and not self.causal:
+            raise ValueError("ngram_tables look back, which only a causal model does")
+        if not self.norm_weight and self.norm != "rms":
+            raise ValueError("only RMSNorm comes without weights: choose norm rms")
         return self
 
     @property
@@ -231,7 +255,7 @@ class TransformerConfig(Config):
             idle += ["parallel_norms"]
         if self.experts is None:
             idle += ["experts_per_token", "expert_every", "normalise_routing"]
-        idle += ["load_balancing", "router_z_loss"]  # change training alone
+        idle += ["load_balancing", "router_z_loss", "dropout", "ngram_dropout"]  # change training alone
         values = dict(self) | {
             "kv_heads": self.key_value_heads,
             "mlp_width": self.feed_forward_width,
@@ -253,7 +277,12 @@ class TransformerConfig(Config):
     def masks_nothing_else(self) -> bool:
         """Whether what a token sees is all that is before it in its document."""
         plain = self.causal and self.sliding_window is None and not self.dilated_segments
-        return plain and self.positions not in ("alibi", "relative")
+        return plain and self.positions not in ("alibi", "relative") and not self.head_offsets
+
+    @property
+    def looks_back(self) -> int:
+        """How many tokens before it the embedding of a token depends on."""
+        return max((n for n, _ in self.ngram_tables), default=1) - 1
 
     def has_experts(self, layer: int) -> bool:
         """Whether block `layer` (from 0) has experts."""

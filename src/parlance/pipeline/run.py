@@ -19,6 +19,7 @@ from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
 from parlance.models.ngram_smoothing import NGramTraining
 from parlance.pipeline import stages
+from parlance.pipeline.base_model import make_base
 from parlance.pipeline.evaluation import evaluate_run
 from parlance.pipeline.recipe import Recipe
 from parlance.pipeline.report import write_report
@@ -124,7 +125,7 @@ class _Runner:
 
     def _pretrain(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("pretrain")
-        return stages.make_base(
+        return make_base(
             self.path / "tokens",
             Tokenizer.load(self.path / "tokenizer"),
             out,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from parlance.core.artifacts import PARTIAL, ensure_directory, read_json, write_json, write_text
-from parlance.core.config import differences
+from parlance.core.config import changes, differences
 from parlance.core.devices import peak_memory_bytes
 from parlance.core.errors import UserError
 from parlance.pipeline.recipe import Recipe, read_recipe, write_recipe
@@ -92,9 +92,10 @@ class RunDirectory:
             raise UserError(f"{self.path} holds no run to resume; leave out --resume to begin one")
         stored = read_recipe(self.path / RECIPE)
         if recipe is not None and recipe != stored:
-            fields = ", ".join(differences(stored.model_dump(), recipe.model_dump()))
+            old, new = stored.model_dump(), recipe.model_dump()
             raise UserError(
-                f"{self.path} was started with another {fields}; resume it with the same options, or with --out alone"
+                f"{self.path} was started with another {', '.join(differences(old, new))} "
+                f"({'; '.join(changes(old, new))}); resume it with the same options, or with --out alone"
             )
         self._take_lock()
         return stored

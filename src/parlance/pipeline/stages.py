@@ -42,12 +42,12 @@ from parlance.finetuning.docstrings import collect_demonstrations, drop_leaks
 from parlance.finetuning.supervised import FinetuningConfig, encode_demonstrations, finetune
 from parlance.inference.generation import Response, generate_batch
 from parlance.inference.sampling import SamplingConfig
-from parlance.models.checkpoints import family_for, load_transformer, save_model
+from parlance.models.checkpoints import load_transformer
 from parlance.models.exact import ConditionalFrequencies
-from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_smoothing import NGramTraining
 from parlance.models.transformer import Transformer
+from parlance.pipeline.base_model import save_checkpoint
 from parlance.pipeline.division import divide_prompts, prompt_key
 from parlance.pipeline.recipe import PolicyConfig, TaskConfig, TokenizerConfig
 from parlance.text.chat_template import encode_chat
@@ -59,7 +59,6 @@ from parlance.text.tokenizers import Tokenizer, train_tokenizer
 from parlance.training.checkpointing import TrainingStates
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget, Loop
 from parlance.training.optimizers import Optimizer
-from parlance.training.pretraining import PretrainingConfig, pretrain
 from parlance.training.rates import parameter_groups
 
 SAMPLING_BATCH = 64
@@ -136,63 +135,6 @@ def documents(dataset: TokenDataset) -> Iterator[np.ndarray]:
     ends = [*dataset.documents[1:].tolist(), len(dataset.tokens)]
     for start, end in zip(dataset.documents.tolist(), ends, strict=True):
         yield dataset.tokens[start : end - 1].astype(np.int64)
-
-
-def make_base(
-    tokens: Path,
-    tokenizer: Tokenizer,
-    out: Path,
-    config: PretrainingConfig,
-    budget: Budget,
-    *,
-    metrics: MetricsLog,
-    seed: int,
-    device: torch.device,
-    resume: bool,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> dict[str, Any]:
-    """Pre-train the base model."""
-    # Between two processes files can change; what is resumed must be what was begun.
-    train, validation = (TokenDataset.open(tokens, split, verify=resume) for split in ("train", "validation"))
-    result = pretrain(
-        train,
-        validation,
-        out,
-        config,
-        budget,
-        vocab_size=tokenizer.vocab_size,
-        metrics=metrics,
-        seed=seed,
-        device=device,
-        resume=resume,
-        checkpoint_seconds=checkpoint_seconds,
-    )
-    if result.prediction is not None:
-        write_json(out / "prediction.json", result.prediction)
-    _save(out, result.model, tokenizer)
-    shape = result.model.config.model_dump()
-    return {
-        "parameters": result.model.parameter_count(),
-        **{name: shape[name] for name in ("layers", "width", "heads") if name in shape},
-        "context_length": result.model.context_length,
-        "vocab_size": result.model.vocab_size,
-        "precision": str(result.model.compute_dtype).removeprefix("torch."),
-        "architecture": family_for(result.model.config).architectures[0],
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "compiled": result.compiled,
-        "choices": result.choices,
-    }
-
-
-def _save(out: Path, model: NeuralLanguageModel, tokenizer: Tokenizer, *, chats: bool = False) -> None:
-    """The checkpoint's files. The resume states stay until the caller has marked the stage as done."""
-    tokenizer.save(out)
-    # Other programs stop where these files say: a model that chats ends its turn, it does not end the text.
-    end_of_turn = tokenizer.end_of_turn if chats else None
-    # An encoder's mask is the row behind the tokenizer's vocabulary.
-    mask = tokenizer.vocab_size if isinstance(model, Transformer) and not model.config.causal else None
-    save_model(out, model, end_of_text=tokenizer.end_of_text, pad=tokenizer.pad, end_of_turn=end_of_turn, mask=mask)
 
 
 def fit_source(tokenizer: Tokenizer, source: str, limit: int) -> str:
@@ -347,7 +289,7 @@ def make_instructed(
         resume=resume,
         checkpoint_seconds=checkpoint_seconds,
     )
-    _save(out, model, tokenizer, chats=True)
+    save_checkpoint(out, model, tokenizer, chats=True)
     return {
         "steps": result.steps,
         "seconds": result.seconds,
@@ -626,7 +568,7 @@ def make_policy(
     stop = frozenset({tokenizer.end_of_turn, tokenizer.end_of_text})
     trainer = PPOTrainer(policy, reference, prompts, token_reward, stop, optimizer, config.ppo, seed, observe)
     states = TrainingStates(out / "training")
-    loop = Loop("ppo", budget, states, metrics, checkpoint_seconds=checkpoint_seconds, log_seconds=0.0)
+    loop = Loop("ppo", budget, states, metrics, checkpoint_seconds=checkpoint_seconds, log_seconds=0.0, background=True)
     result = loop.run(trainer, resume=resume)
-    _save(out, policy.transformer, tokenizer, chats=True)
+    save_checkpoint(out, policy.transformer, tokenizer, chats=True)
     return {"updates": result.steps, "episodes": trainer.episodes, "seconds": result.seconds, "last": result.last}

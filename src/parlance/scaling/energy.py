@@ -12,16 +12,20 @@ Estimated: processor seconds of this process and its finished children, times st
 share of the machine (`CORE_WATTS`). The bounds span a thrifty laptop and a power-hungry desktop core; nothing about
 the machine is looked up.
 
-Neither sees a GPU or another computer. No CO2 figure is made: that needs the carbon intensity of the grid, and this
-code does not know where it runs.
+GPUs: NVIDIA's are measured by the driver's counters where it is there (`nvml.py`), and added; of others the method says
+that they are not counted. No CO2 figure is made: that needs the carbon intensity of the grid, and this code does not
+know where it runs (`planner.py` takes it from the user).
 """
 
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
+
+from parlance.scaling.nvml import GpuCounter, gpu_counters
 
 POWERCAP = Path("/sys/class/powercap")
 """Where Linux shows its energy counters."""
@@ -39,6 +43,11 @@ UNSEEN_SHARE = 1.5
 
 SAMPLE_SECONDS = 30.0
 """Counters wrap around (a 262 kJ counter after 22 minutes at 200 W), so they are read this often."""
+
+POWER_SAMPLE_SECONDS = 1.0
+"""How often a GPU is asked for its power where it does not count its energy."""
+
+NO_GPU = "; a GPU is not counted"
 
 
 class EnergyResult(TypedDict):
@@ -85,7 +94,7 @@ def estimate(cpu_seconds: float) -> EnergyResult:
     low, middle, high = (cpu_seconds * watts / JOULES_PER_KILOWATT_HOUR for watts in CORE_WATTS)
     method = (
         f"estimate: processor time x {CORE_WATTS[1]:g} W per busy core "
-        f"(bounds {CORE_WATTS[0]:g} and {CORE_WATTS[2]:g} W); a GPU is not counted"
+        f"(bounds {CORE_WATTS[0]:g} and {CORE_WATTS[2]:g} W){NO_GPU}"
     )
     return {"kilowatt_hours": middle, "low": low, "high": high, "method": method}
 
@@ -93,23 +102,24 @@ def estimate(cpu_seconds: float) -> EnergyResult:
 class EnergyMeter:
     """Context manager that meters its block; `result()` during or after it."""
 
-    def __init__(self, powercap: Path = POWERCAP) -> None:
-        self._counters = find_counters(powercap)
+    def __init__(self, powercap: Path = POWERCAP, gpus: Sequence[GpuCounter] | None = None) -> None:
+        """`gpus`: their counters; None: those of this machine."""
+        self._processor = _Sum(find_counters(powercap))
+        found = gpu_counters() if gpus is None else gpus
+        self._gpus = _Sum(found)
+        counting = all(counter.counts_energy for counter in found)
+        self._pause = SAMPLE_SECONDS if counting else min(SAMPLE_SECONDS, POWER_SAMPLE_SECONDS)
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._last: list[int] = []
-        self._microjoules = 0
         self._cpu_start = 0.0
         self._cpu_seconds = 0.0
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self._cpu_start = _cpu_seconds()
-        try:
-            self._last = [counter.read() for counter in self._counters]
-        except (OSError, ValueError):
-            self._counters = []
-        if self._counters:
+        self._processor.start()
+        self._gpus.start()
+        if self._processor.counters or self._gpus.counters:
             self._thread = threading.Thread(target=self._watch, name="energy", daemon=True)
             self._thread.start()
         return self
@@ -126,31 +136,65 @@ class EnergyMeter:
         """Energy from the start of the block until its end, or until now while it runs."""
         if not self._done.is_set():
             self._sample()
-        if not self._counters:
-            return estimate(self._cpu_seconds)
-        energy = self._microjoules / 1e6 / JOULES_PER_KILOWATT_HOUR
-        method = (
-            "measured: RAPL counters of the whole processor and its memory, all programs included "
-            f"(high bound x {UNSEEN_SHARE:g} for the rest of the machine); a GPU is not counted"
-        )
-        return {"kilowatt_hours": energy, "low": energy, "high": UNSEEN_SHARE * energy, "method": method}
+        result = estimate(self._cpu_seconds)
+        if self._processor.counters:
+            energy = self._processor.kilowatt_hours
+            method = (
+                "measured: RAPL counters of the whole processor and its memory, all programs included "
+                f"(high bound x {UNSEEN_SHARE:g} for the rest of the machine){NO_GPU}"
+            )
+            result = {"kilowatt_hours": energy, "low": energy, "high": UNSEEN_SHARE * energy, "method": method}
+        if not self._gpus.counters:
+            return result
+        gpu = self._gpus.kilowatt_hours
+        words = f"; {len(self._gpus.counters)} GPU measured by NVML, all programs included"
+        return {
+            "kilowatt_hours": result["kilowatt_hours"] + gpu,
+            "low": result["low"] + gpu,
+            "high": result["high"] + UNSEEN_SHARE * gpu,
+            "method": result["method"].replace(NO_GPU, words),
+        }
 
     def _sample(self) -> None:
-        """Add what the counters gained since the last sample. A counter that fails turns the meter into an estimate."""
+        """Add what the counters gained since the last sample. Processor counters that fail turn the meter into an
+        estimate; GPU counters that fail leave GPUs out."""
         with self._lock:
             self._cpu_seconds = _cpu_seconds() - self._cpu_start
-            try:
-                now = [counter.read() for counter in self._counters]
-            except (OSError, ValueError):
-                self._counters = []
-                return
-            for counter, before, after in zip(self._counters, self._last, now, strict=True):
-                self._microjoules += after - before if after >= before else after - before + counter.range_uj
-            self._last = now
+            self._processor.sample()
+            self._gpus.sample()
 
     def _watch(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
+        while not self._done.wait(self._pause):
             self._sample()
+
+
+class _Sum:
+    """What several counters have gained together; no counters any more once one of them fails."""
+
+    def __init__(self, counters: Sequence[Counter] | Sequence[GpuCounter]) -> None:
+        self.counters: Sequence[Counter | GpuCounter] = counters
+        self.last: list[int] = []
+        self._microjoules = 0
+
+    @property
+    def kilowatt_hours(self) -> float:
+        return self._microjoules / 1e6 / JOULES_PER_KILOWATT_HOUR
+
+    def start(self) -> None:
+        self.last = self._read()
+
+    def sample(self) -> None:
+        now = self._read()
+        for counter, before, after in zip(self.counters, self.last, now, strict=False):
+            self._microjoules += after - before if after >= before else after - before + counter.range_uj
+        self.last = now
+
+    def _read(self) -> list[int]:
+        try:
+            return [counter.read() for counter in self.counters]
+        except (OSError, ValueError):
+            self.counters = []
+            return []
 
 
 def _cpu_seconds() -> float:

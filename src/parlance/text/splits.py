@@ -6,12 +6,20 @@ every document's end is held out.
 
     keys = np.array([group_key(seed, name) for name in ("decimal", "json", ...)], dtype=np.uint64)
     assign_groups(keys, np.array([230_000, 48_000, ...]), validation=0.04, test=0.06)
+
+`read_split` reads what was divided.
 """
 
 import hashlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from parlance.core.artifacts import read_jsonl
+from parlance.core.errors import UserError
+from parlance.text.documents import Document
 
 SPLITS = ("train", "validation", "test")
 
@@ -84,3 +92,15 @@ def _nice_cut(text: str, position: int, low: int, high: int) -> int:
         if found >= low and found > reach:
             return found
     return position
+
+
+def read_split(folder: Path, split: str) -> Iterator[Document]:
+    """The documents of "train", "validation" or "test" of a prepared corpus. Raises UserError where it is missing."""
+    path = folder / f"{split}.jsonl"
+    if split not in SPLITS or not path.is_file():
+        raise UserError(f"{folder} has no {split} split; prepare it with `parlance corpus prepare`")
+    for number, record in read_jsonl(path):
+        try:
+            yield Document.from_json(record)
+        except KeyError as error:
+            raise UserError(f"{path}, line {number}: there is no field {error}; prepare the corpus again") from error

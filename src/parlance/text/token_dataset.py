@@ -31,7 +31,7 @@ from parlance.core.errors import UserError
 from parlance.core.progress import Progress
 from parlance.text.documents import utf8_length
 from parlance.text.packing import PackedBatch, Packing, PackingPlan
-from parlance.text.splits import SPLITS
+from parlance.text.splits import SPLITS, read_split
 from parlance.text.token_shards import (
     TokenShards,
     TokenWriter,
@@ -62,8 +62,6 @@ def tokenize_corpus(corpus: Path, tokenizer: Tokenizer, out: Path) -> dict[str, 
 
 def _encode_split(corpus: Path, split: str, tokenizer: Tokenizer, writer: TokenWriter) -> None:
     """Encode the documents of a split in parallel, about `BATCH_BYTES` at a time."""
-    from parlance.text.preparation import read_split  # all of it is needed to prepare a corpus, none to train on one
-
     texts: list[str] = []
     size = 0
     with Progress(f"encode {split}", unit="bytes") as progress:

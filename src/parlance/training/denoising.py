@@ -172,6 +172,19 @@ class SourceTargetBatch:
         parts = (self.source, self.source_mask, self.inputs, self.targets)
         return SourceTargetBatch(*(part.to(device) for part in parts))
 
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.source)
+
+    def part(self, start: int, stop: int) -> "SourceTargetBatch":
+        """Rows `start` to `stop`."""
+        rows = slice(start, stop)
+        return SourceTargetBatch(self.source[rows], self.source_mask[rows], self.inputs[rows], self.targets[rows])
+
+    def texts(self) -> list[Tensor]:
+        """What the encoder and what the decoder reads."""
+        return [self.source, self.inputs]
+
 
 def source_target_batch(
     pairs: Sequence[tuple[Tokens, Tokens]], tokens: DenoisingTokens, longest: int

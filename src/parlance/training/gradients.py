@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from parlance.training.memory_fit import MemoryFit
 from parlance.training.objectives import Objective
 from parlance.training.optimizers import Optimizer, clip_gradients
 
@@ -40,21 +41,33 @@ class Gradients(Protocol):
 
 
 class SingleProcess:
-    """One process that computes everything."""
+    """One process that computes everything, in micro-batches as small as memory asks for."""
+
+    def __init__(self, fit: MemoryFit | None = None) -> None:
+        self.fit = fit or MemoryFit()
 
     def backward(self, model: nn.Module, objective: Objective[Any, Any], batches: Sequence[Any]) -> StepSums:
-        """See `Gradients`."""
-        sums = StepSums()
-        for batch in batches:
-            terms = objective(model, batch)
-            minimised = terms.loss_sum if terms.regulariser is None else terms.loss_sum + terms.regulariser
-            minimised.backward()  # type: ignore[no-untyped-call]
-            sums.loss += float(terms.loss_sum.detach())
-            sums.count += terms.count
-            for name, value in terms.metrics.items():
-                sums.metrics[name] = sums.metrics.get(name, 0.0) + value
-        return sums
+        """See `Gradients`. Gradients must not be there yet."""
+
+        def forget() -> None:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+        return self.fit.run(lambda parts: _backward(model, objective, parts), batches, forget)
 
     def clip(self, optimizer: Optimizer, limit: float) -> float:
         """See `Gradients`."""
         return clip_gradients(optimizer.parameters(), limit)
+
+
+def _backward(model: nn.Module, objective: Objective[Any, Any], batches: Sequence[Any]) -> StepSums:
+    sums = StepSums()
+    for batch in batches:
+        terms = objective(model, batch)
+        minimised = terms.loss_sum if terms.regulariser is None else terms.loss_sum + terms.regulariser
+        minimised.backward()  # type: ignore[no-untyped-call]
+        sums.loss += float(terms.loss_sum.detach())
+        sums.count += terms.count
+        for name, value in terms.metrics.items():
+            sums.metrics[name] = sums.metrics.get(name, 0.0) + value
+    return sums

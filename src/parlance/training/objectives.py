@@ -6,7 +6,7 @@ same gradient.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,22 @@ class Objective(Protocol[ModelT, BatchT]):
         ...
 
 
+class Batch(Protocol):
+    """Rows of tokens that can be divided: what the trainer needs to know of a batch, besides its objective."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        ...
+
+    def part(self, start: int, stop: int) -> Self:
+        """Rows `start` to `stop`; the summed losses of all parts are that of the whole."""
+        ...
+
+    def texts(self) -> list[Tensor]:
+        """The tokens that are read: tensors (B, T) int64."""
+        ...
+
+
 @dataclass
 class TokenBatch:
     """Inputs and targets of next-token prediction."""
@@ -61,10 +77,39 @@ class TokenBatch:
     """(B, T) int64; `IGNORE` where there is nothing to predict."""
     layout: Layout | None = None
     """Positions and attention of packed documents; None: one text a row."""
+    noise: int | None = None
+    """Seed of a Transformer's dropout in the first row, noise + 1 in the second; None: without, as in validation."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.inputs)
+
+    def part(self, start: int, stop: int) -> "TokenBatch":
+        """Rows `start` to `stop`."""
+        layout = None if self.layout is None else layout_part(self.layout, start, stop)
+        noise = None if self.noise is None else self.noise + start
+        return TokenBatch(self.inputs[start:stop], self.targets[start:stop], layout, noise)
+
+    def texts(self) -> list[Tensor]:
+        """The inputs."""
+        return [self.inputs]
+
+
+def layout_part(layout: Layout, start: int, stop: int) -> Layout:
+    """The layout of rows `start` to `stop`. What stands there once for all rows stays."""
+
+    def rows(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or len(tensor) == 1 else tensor[start:stop]
+
+    positions = rows(layout.positions)
+    assert positions is not None
+    return Layout(positions, rows(layout.mask), rows(layout.documents), rows(layout.keys_at))
 
 
 def cross_entropy_sum(model: NeuralLanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Summed -log p(target) in nats of hidden (N, D) and targets (N,)."""
+    if isinstance(model, Transformer) and model.vocabulary_loss is not None:
+        return model.vocabulary_loss(model, hidden, targets)
     if isinstance(model, Transformer) and len(hidden) * model.vocab_size > LARGE_LOGITS:
         return chunked_cross_entropy(model.before_head(hidden), *model.head(), targets)
     return F.cross_entropy(model.logits(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
@@ -96,10 +141,10 @@ class NextTokenObjective:
         self.cross_entropy = cross_entropy_sum
 
     def __call__(self, model: NeuralLanguageModel, batch: TokenBatch) -> LossTerms:
-        if batch.layout is None:
+        if isinstance(model, Transformer):
+            hidden = model.hidden(batch.inputs, layout=batch.layout, noise=batch.noise).flatten(0, 1)
+        elif batch.layout is None:
             hidden = model.hidden(batch.inputs).flatten(0, 1)
-        elif isinstance(model, Transformer):
-            hidden = model.hidden(batch.inputs, layout=batch.layout).flatten(0, 1)
         else:
             raise UserError("only a Transformer reads packed documents: choose packing=stream")
         hidden, targets, count = counted(hidden, batch.targets)
@@ -128,9 +173,14 @@ def mean_loss(model: NeuralLanguageModel, batches: Sequence[Any], objective: Any
 
     Runs in gradient mode, so that code compiled for training serves here too; no gradient is computed.
     """
-    objective = objective or NextTokenObjective()
+    total, count = loss_sums(model, batches, objective or NextTokenObjective())
+    return total / count
+
+
+def loss_sums(model: NeuralLanguageModel, batches: Sequence[Any], objective: Any) -> tuple[float, int]:
+    """Summed loss over `batches`, and the count that it is divided by."""
     total, count = 0.0, 0
     for batch in batches:
         terms = objective(model, batch)
         total, count = total + float(terms.loss_sum.detach()), count + terms.count
-    return total / count
+    return total, count

@@ -10,12 +10,14 @@ Sources: Loshchilov and Hutter 2019 (AdamW); Jordan et al. 2024 (Muon); Amsel et
 coefficients of the polynomial iteration).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from parlance.training.row_updates import coalesced, update_rows
 
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -27,11 +29,16 @@ POLAR_EXPRESS = (
 """Odd polynomials a x + b x^3 + c x^5 whose composition takes singular values in (0.001, 1] close to 1."""
 
 
+Orthogonal = Callable[[Mapping[str, Tensor], torch.dtype], dict[str, Tensor]]
+"""Muon's updates by name, from its directions by name and the dtype of the products: see `orthogonal_updates`."""
+
+
 @dataclass
 class ParameterGroup:
     """Parameters that share an update rule and a learning rate."""
 
-    rule: Literal["adamw", "muon"]
+    rule: Literal["adamw", "muon", "rows"]
+    """`rows`: Adagrad of the rows of a table that the step read (`row_updates.py`)."""
     parameters: dict[str, nn.Parameter]
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
@@ -58,12 +65,38 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype, steps: int = 5) -> Tenso
     return (x.transpose(1, 2) if transpose else x).to(matrices.dtype)
 
 
-class Optimizer:
-    """Applies each group's rule in place. `compute_dtype` is that of Muon's matrix products."""
+def orthogonal_updates(directions: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Muon's update for each direction (..., rows, columns): its orthogonal factor times sqrt(max(1, rows / columns)).
 
-    def __init__(self, groups: list[ParameterGroup], compute_dtype: torch.dtype = torch.float32) -> None:
+    Matrices of one shape are one batch. The products run in `dtype`.
+    """
+    shapes: dict[torch.Size, list[str]] = {}
+    for name, direction in directions.items():
+        shapes.setdefault(direction.shape, []).append(name)
+    updates: dict[str, Tensor] = {}
+    for shape, names in shapes.items():
+        # The experts of a layer are one tensor (E, rows, columns) and as many matrices.
+        stacked = torch.stack([directions[name] for name in names])
+        factors = orthogonalise(stacked.reshape(-1, *shape[-2:]), dtype).view_as(stacked)
+        if shape[-2] > shape[-1]:
+            factors *= (shape[-2] / shape[-1]) ** 0.5
+        updates |= dict(zip(names, factors, strict=True))
+    return updates
+
+
+class Optimizer:
+    """Applies each group's rule in place. `compute_dtype` is that of Muon's matrix products, which `orthogonal` makes:
+    processes that share matrices make them together."""
+
+    def __init__(
+        self,
+        groups: list[ParameterGroup],
+        compute_dtype: torch.dtype = torch.float32,
+        orthogonal: Orthogonal = orthogonal_updates,
+    ) -> None:
         self.groups = [group for group in groups if group.parameters]
         self.compute_dtype = compute_dtype
+        self._orthogonal = orthogonal
         self.steps = 0
         for group in self.groups:
             for name, parameter in group.parameters.items():
@@ -83,12 +116,21 @@ class Optimizer:
             updated = {name: p for name, p in group.parameters.items() if p.grad is not None}
             if group.rule == "muon":
                 self._muon(group, updated, scale)
+            elif group.rule == "rows":
+                for name, table in updated.items():
+                    assert table.grad is not None
+                    update_rows(table, table.grad, group.moments[f"{name}.first"], group.learning_rate * scale)
             else:
                 self._adamw(group, updated, scale)
 
     def _adamw(self, group: ParameterGroup, parameters: dict[str, nn.Parameter], scale: float) -> None:
+        if not parameters:
+            return
         beta1, beta2 = group.betas
         rate = group.learning_rate * scale
+        if group.weight_decay == 0:
+            self._fused_adamw(group, parameters, rate)
+            return
         for name, parameter in parameters.items():
             gradient = parameter.grad
             assert gradient is not None
@@ -100,31 +142,46 @@ class Optimizer:
             update = (first / (1 - beta1**self.steps)).div_(denominator)
             _apply(parameter, update, rate, group.weight_decay)
 
+    def _fused_adamw(self, group: ParameterGroup, parameters: dict[str, nn.Parameter], rate: float) -> None:
+        """The same without decay in one pass over memory. (The kernel is torch's own; `torch.optim`, which wraps it,
+        takes a second to import.)"""
+        weights: list[Tensor] = list(parameters.values())
+        step = torch.tensor(float(self.steps), device=weights[0].device)
+        torch._fused_adamw_(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            [group.moments[f"{name}.first"] for name in parameters],
+            [group.moments[f"{name}.second"] for name in parameters],
+            [],
+            [step] * len(weights),
+            lr=rate,
+            beta1=group.betas[0],
+            beta2=group.betas[1],
+            weight_decay=0.0,
+            eps=group.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
+
     def _muon(self, group: ParameterGroup, parameters: dict[str, nn.Parameter], scale: float) -> None:
         momentum = group.betas[0]
         rate = group.learning_rate * scale
-        shapes: dict[torch.Size, list[str]] = {}
+        directions = {}
         for name, parameter in parameters.items():
-            shapes.setdefault(parameter.shape, []).append(name)
-        for shape, names in shapes.items():
-            directions = []
-            for name in names:
-                gradient = parameters[name].grad
-                assert gradient is not None
-                first = group.moments[f"{name}.first"]
-                first.lerp_(gradient, 1 - momentum)
-                directions.append(gradient.lerp(first, momentum))  # Nesterov
-            # The experts of a layer are one tensor (E, rows, columns) and as many matrices.
-            stacked = torch.stack(directions)
-            updates = orthogonalise(stacked.reshape(-1, *shape[-2:]), self.compute_dtype).view_as(stacked)
-            size = max(1.0, shape[-2] / shape[-1]) ** 0.5
-            for name, update in zip(names, updates, strict=True):
-                _apply(parameters[name], update, rate * size, group.weight_decay)
+            gradient = parameter.grad
+            assert gradient is not None
+            first = group.moments[f"{name}.first"]
+            first.lerp_(gradient, 1 - momentum)
+            directions[name] = gradient.lerp(first, momentum)  # Nesterov
+        for name, update in self._orthogonal(directions, self.compute_dtype).items():
+            _apply(parameters[name], update, rate, group.weight_decay)
 
     def divide_gradients(self, count: float) -> None:
         """Turn gradients of a sum into gradients of a mean."""
         for parameter in self.parameters():
             if parameter.grad is not None:
+                if parameter.grad.is_sparse:
+                    parameter.grad = coalesced(parameter.grad)
                 parameter.grad.div_(count)
 
     def zero_gradients(self) -> None:

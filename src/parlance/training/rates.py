@@ -28,6 +28,8 @@ class LearningRates(Config):
     """Output head."""
     vectors: float = Field(default=0.02, ge=0)
     """Norm weights."""
+    ngrams: float = Field(default=0.1, ge=0)
+    """Tables of n-grams: the rate of Adagrad."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of Muon."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -36,10 +38,12 @@ class LearningRates(Config):
 
 def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0) -> list[ParameterGroup]:
     """Groups for the optimizer, every rate times `scale`. Works for a Transformer alone or inside another module."""
-    matrices, vectors, embedding, biases, head = {}, {}, {}, {}, {}
+    matrices, vectors, embedding, ngrams, biases, head = {}, {}, {}, {}, {}, {}
     for name, parameter in model.named_parameters():
         if "embed_tokens" in name:
             embedding[name] = parameter
+        elif "embed_ngrams" in name:
+            ngrams[name] = parameter
         elif "relative_bias" in name:
             biases[name] = parameter
         elif parameter.ndim < 2:
@@ -61,5 +65,6 @@ def parameter_groups(model: nn.Module, rates: LearningRates, scale: float = 1.0)
         ParameterGroup("adamw", vectors, scale * rates.vectors),
         ParameterGroup("adamw", embedding, scale * rates.embedding * (0.1 if tied else 1.0), epsilon=1e-10),
         ParameterGroup("adamw", head, scale * rates.head),
+        *([ParameterGroup("rows", ngrams, scale * rates.ngrams)] if ngrams else []),
         *([ParameterGroup("adamw", biases, scale * rates.embedding, epsilon=1e-10)] if biases else []),
     ]

@@ -5,15 +5,18 @@ for batch, state in task.batches(dataset, seed=0, state=None, device=device): ..
 task.objective(model, batch)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
-from parlance.text.packing import Packing
-from parlance.text.token_dataset import TokenDataset
+from parlance.text.packing import IGNORE, Packing
+from parlance.text.token_dataset import State, TokenDataset
 from parlance.training.denoising import (
     DenoisingObjective,
     DenoisingTokens,
@@ -35,6 +38,8 @@ class Task(Protocol):
 
     objective: Any
     """(model, batch) -> LossTerms."""
+    training_length: int
+    """T of a training batch."""
 
     def batches(self, dataset: TokenDataset, seed: int, state: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
         """Endless (batch, state after it); `state` from an earlier iteration with the same seed goes on behind it."""
@@ -42,6 +47,14 @@ class Task(Protocol):
 
     def validation(self, dataset: TokenDataset, tokens: int, device: torch.device) -> list[Any]:
         """The first `tokens` of a split in their own order, in whole batches of the training shape."""
+        ...
+
+    def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], Any]]:
+        """All of a split in batches of the training shape, each made when it is called for.
+
+        Of next-token prediction every target is there once; with noise every whole window is (what is left of the
+        split behind the last one is less than a window). The last batch may be empty in part.
+        """
         ...
 
 
@@ -58,28 +71,58 @@ def whole_batches(rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]
     return (rows[i : i + size] for i in range(0, len(rows) - size + 1, size))
 
 
-class NextTokenTask:
-    """Each token from those before it, in windows of one stream or in rows of whole documents."""
+def _rows_between(dataset: TokenDataset, first: int, count: int, length: int) -> torch.Tensor:
+    """Windows `first` to `first + count` (count, T + 1) of a split; `IGNORE` behind its end."""
+    ids = torch.from_numpy(dataset.tokens[first * length : (first + count) * length + 1].astype("int64"))
+    ids = pad(ids, (0, count * length + 1 - len(ids)), value=IGNORE)
+    return torch.stack([ids[i * length : (i + 1) * length + 1] for i in range(count)])
 
-    def __init__(self, batch_size: int, context_length: int, packing: Packing) -> None:
+
+class NextTokenTask:
+    """Each token from those before it, in windows of one stream or in rows of whole documents.
+
+    Rows may be shorter in training than in validation (`training_length`); a batch of either has as many tokens.
+    """
+
+    def __init__(
+        self, batch_size: int, context_length: int, packing: Packing, training_length: int | None = None
+    ) -> None:
         self.objective = NextTokenObjective()
-        self.batch_size, self.length, self.packing = batch_size, context_length, packing
+        self.training_rows, self.training_length = batch_size, training_length or context_length
+        self.length, self.packing = context_length, packing
+        self.batch_size = max(1, batch_size * self.training_length // context_length)
 
     def batches(
         self, dataset: TokenDataset, seed: int, state: Any, device: torch.device
     ) -> Iterator[tuple[TokenBatch, Any]]:
         """See `Task`."""
         if self.packing == "best-fit":
-            for packed, after in dataset.packed_batches(self.batch_size, self.length, seed=seed, state=state):
-                yield packed_batch(packed, device), after
+            for packed, after in dataset.packed_batches(*self._shape, seed=seed, state=state):
+                yield replace(packed_batch(packed, device), noise=_seed(seed, after)), after
         else:
-            for rows, after in dataset.batches(self.batch_size, self.length, seed=seed, state=state):
-                yield _to(token_batch(torch.from_numpy(rows)), device), after
+            for rows, after in dataset.batches(*self._shape, seed=seed, state=state):
+                batch = _to(token_batch(torch.from_numpy(rows)), device)
+                yield replace(batch, noise=_seed(seed, after)), after
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Rows of a training batch, and their length."""
+        return self.training_rows, self.training_length
 
     def validation(self, dataset: TokenDataset, tokens: int, device: torch.device) -> list[TokenBatch]:
         """See `Task`."""
         rows = window_rows(dataset, tokens, self.length)
         return [_to(token_batch(batch), device) for batch in whole_batches(rows, self.batch_size)]
+
+    def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], TokenBatch]]:
+        """See `Task`."""
+        windows = -(-(len(dataset.tokens) - 1) // self.length)
+
+        def batch(first: int) -> TokenBatch:
+            made = token_batch(_rows_between(dataset, first, self.batch_size, self.length))
+            return _to(TokenBatch(made.inputs.clamp_min(0), made.targets), device)
+
+        return [partial(batch, first) for first in range(0, windows, self.batch_size)]
 
 
 class MaskedTokenTask:
@@ -92,6 +135,7 @@ class MaskedTokenTask:
     def __init__(self, batch_size: int, context_length: int, *, mask_token: int, vocab_size: int) -> None:
         self.objective = MaskedTokenObjective()
         self.batch_size, self.length = batch_size, context_length
+        self.training_length = context_length
         self.mask_token, self.vocab_size = mask_token, vocab_size
 
     def batches(
@@ -109,6 +153,18 @@ class MaskedTokenTask:
             for number, batch in enumerate(whole_batches(rows, self.batch_size))
         ]
 
+    def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], TokenBatch]]:
+        """See `Task`."""
+
+        def batch(number: int, count: int) -> TokenBatch:
+            rows = _rows_between(dataset, number * self.batch_size, count, self.length)
+            made = self._batch(rows.numpy(), _noise(VALIDATION_SEED, number), device)
+            # Compiled code meets the one shape it was compiled for; of the rows behind the last, nothing is to be said.
+            missing = (0, 0, 0, self.batch_size - count)
+            return TokenBatch(pad(made.inputs, missing), pad(made.targets, missing, value=IGNORE))
+
+        return [partial(batch, *place) for place in _batches_of_windows(dataset, self.batch_size, self.length)]
+
     def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator, device: torch.device) -> TokenBatch:
         inputs, targets = mask_tokens(rows[:, :-1], self.mask_token, self.vocab_size, rng)
         return _to(TokenBatch(torch.from_numpy(inputs), torch.from_numpy(targets)), device)
@@ -120,6 +176,7 @@ class DenoisingTask:
     def __init__(self, batch_size: int, context_length: int, tokens: DenoisingTokens) -> None:
         self.objective = DenoisingObjective()
         self.batch_size, self.length, self.tokens = batch_size, context_length, tokens
+        self.training_length = context_length
 
     def batches(
         self, dataset: TokenDataset, seed: int, state: Any, device: torch.device
@@ -135,6 +192,26 @@ class DenoisingTask:
             denoising_batch(batch[:, :-1].numpy(), self.tokens, _noise(VALIDATION_SEED, number)).to(device)
             for number, batch in enumerate(whole_batches(rows, self.batch_size))
         ]
+
+    def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], SourceTargetBatch]]:
+        """See `Task`."""
+
+        def batch(number: int, count: int) -> SourceTargetBatch:
+            rows = _rows_between(dataset, number * self.batch_size, count, self.length)
+            return denoising_batch(rows[:, :-1].numpy(), self.tokens, _noise(VALIDATION_SEED, number)).to(device)
+
+        return [partial(batch, *place) for place in _batches_of_windows(dataset, self.batch_size, self.length)]
+
+
+def _batches_of_windows(dataset: TokenDataset, batch_size: int, length: int) -> list[tuple[int, int]]:
+    """Number and rows of each batch of whole windows of a split; the last may have fewer rows."""
+    windows = (len(dataset.tokens) - 1) // length
+    return [(number, min(batch_size, windows - number * batch_size)) for number in range(-(-windows // batch_size))]
+
+
+def _seed(seed: int, after: State) -> int:
+    """The seed of a batch's dropout: a function of the run's and of where in the data the batch ends."""
+    return int(_noise(seed, int(after["sample"])).integers(2**63))
 
 
 def _noise(seed: int, position: int) -> np.random.Generator:

@@ -190,6 +190,7 @@ def test_a_masked_model_with_its_pooler_left_in_keeps_it(tmp_path):
         ({"hidden_act": "quick_gelu"}, "hidden_act 'quick_gelu' is not supported"),
         ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering"),
         ({"num_attention_heads": 5}, "5 attention heads"),
+        ({"type_vocab_size": 0}, "type_vocab_size 0 is not supported"),
     ],
 )
 def test_what_is_not_read_is_named(changes, message, tmp_path):

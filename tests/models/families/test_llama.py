@@ -1,5 +1,6 @@
 """LLaMA, Mistral, Qwen2 and Qwen3: the logits of `transformers`, both ways, with every option; published sizes."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from parity import (
     read_values,
     tokens,
 )
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from parlance.core.errors import UserError
@@ -372,6 +374,10 @@ def test_the_old_spelling_of_an_extension_is_read():
         ),
         (LLAMA_7B | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary"),
         (LLAMA_7B | {"rope_scaling": "linear"}, "rope_scaling"),
+        (
+            LLAMA_7B | {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "rope_theta is 1000000.0, and within rope_parameters or rope_scaling 10000.0",
+        ),
         (MISTRAL_7B | {"layer_types": ["full_attention"] * 32}, "layer_types"),
         (QWEN3_06B | {"layer_types": ["chunked_attention"] * 28}, "chunked_attention"),
         (QWEN3_06B | {"layer_types": ["full_attention"]}, "layer_types"),
@@ -382,6 +388,17 @@ def test_the_old_spelling_of_an_extension_is_read():
 def test_what_cannot_be_honoured_is_named(values, name):
     with pytest.raises(UserError, match=name):
         read_values(values)
+
+
+def test_an_absurd_number_of_layers_is_refused_before_they_are_listed():
+    values = {name: value for name, value in QWEN3_06B.items() if name != "layer_types"} | {"num_hidden_layers": 10**7}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValidationError, match="layers"):
+            read_values(values)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_an_extension_does_not_read_is_no_obstacle():

@@ -47,6 +47,9 @@ def _read(reader: ConfigReader) -> TransformerConfig:
     reader.only("pooler_type", "first_token_transform")
     reader.passed_over("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head")
     width, heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    segments = reader.integer("type_vocab_size", default=2)
+    if segments < 1:
+        raise reader.error(f"type_vocab_size {segments} is not supported (only 1 or more)")
     masked = masked or bool(reader.stores("cls.predictions.bias"))
     next_sentence = next_sentence or bool(reader.stores("cls.seq_relationship.weight"))
     config = TransformerConfig(
@@ -70,7 +73,7 @@ def _read(reader: ConfigReader) -> TransformerConfig:
         attention_bias=True,
         output_bias=True,
         mlp_bias=True,
-        token_types=reader.integer("type_vocab_size", default=2),
+        token_types=segments,
         tie_embeddings=True,
         head_transform=masked,
         head_bias=masked,

@@ -10,14 +10,15 @@ Source: BigScience 2022; names and fields as in `transformers`.
 from collections.abc import Iterable
 
 from parlance.models.families.family import (
+    MEGATRON_TRAINING,
     ConfigReader,
     Entry,
     Family,
     Stacked,
     Values,
-    grouped,
     head,
     layered,
+    megatron_maps,
     same,
     weights,
 )
@@ -74,31 +75,14 @@ def _write(config: TransformerConfig) -> Values:
         "layer_norm_epsilon": config.norm_epsilon,
         "apply_residual_connection_post_layernorm": False,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
+        **MEGATRON_TRAINING,
     }
 
 
 def _table(config: TransformerConfig) -> list[Entry | Stacked]:
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"transformer.h.{number}"
-        for part in ("weight", "bias"):
-            yield grouped(
-                f"{theirs}.self_attention.query_key_value.{part}",
-                (
-                    f"{ours}.self_attn.q_proj.{part}",
-                    f"{ours}.self_attn.k_proj.{part}",
-                    f"{ours}.self_attn.v_proj.{part}",
-                ),
-                groups=config.heads,
-                queries=1,
-                head_width=config.head_width,
-            )
-        yield from weights(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=True)
-        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
-        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
+        yield from megatron_maps(theirs, ours, config, attention="self_attention", groups=config.heads)
         for part in ("input_layernorm", "post_attention_layernorm"):
             yield from weights(f"{theirs}.{part}", f"{ours}.{part}", bias=True)
 

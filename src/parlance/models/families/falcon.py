@@ -17,14 +17,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from parlance.models.families.family import (
+    MEGATRON_TRAINING,
     ConfigReader,
     Entry,
     Family,
     Stacked,
     Values,
-    grouped,
     head,
     layered,
+    megatron_maps,
     same,
     weights,
 )
@@ -119,35 +120,17 @@ def _write(config: TransformerConfig) -> Values:
         "activation": names.get(config.activation),
         "layer_norm_epsilon": config.norm_epsilon,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
+        **MEGATRON_TRAINING,
         **({} if alibi else write_rotary(config)),
     }
 
 
 def _table(config: TransformerConfig) -> list[Entry | Stacked]:
-    K = config.key_value_heads
     two_norms = config.block == "parallel" and config.parallel_norms == 2
 
     def block(number: int) -> Iterable[Entry]:
         ours, theirs = f"layers.{number}", f"transformer.h.{number}"
-        for part in ("weight", "bias") if config.attention_bias else ("weight",):
-            yield grouped(
-                f"{theirs}.self_attention.query_key_value.{part}",
-                (
-                    f"{ours}.self_attn.q_proj.{part}",
-                    f"{ours}.self_attn.k_proj.{part}",
-                    f"{ours}.self_attn.v_proj.{part}",
-                ),
-                groups=K,
-                queries=config.heads // K,
-                head_width=config.head_width,
-            )
-        yield from weights(f"{theirs}.self_attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
-        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=config.mlp_bias)
-        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=config.mlp_bias)
+        yield from megatron_maps(theirs, ours, config, attention="self_attention", groups=config.key_value_heads)
         first, second = ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm", "post_attention_layernorm")
         yield from weights(f"{theirs}.{first}", f"{ours}.input_layernorm", bias=True)
         if two_norms or config.block == "sequential":

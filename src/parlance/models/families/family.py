@@ -111,6 +111,25 @@ def grouped(theirs: str, ours: tuple[str, str, str], *, groups: int, queries: in
     return Entry(theirs, ours, split, join)
 
 
+def megatron_maps(theirs: str, ours: str, config: TransformerConfig, *, attention: str, groups: int) -> Iterable[Entry]:
+    """A block's linear maps as the program Megatron names them: BLOOM, Falcon and GPT-NeoX.
+
+    Fused queries, keys and values (see `grouped`, in `groups`), the map out of `attention`, and the feed-forward's two.
+    """
+    for part in ("weight", "bias") if config.attention_bias else ("weight",):
+        q, k, v = (f"{ours}.self_attn.{name}_proj.{part}" for name in "qkv")
+        yield grouped(
+            f"{theirs}.{attention}.query_key_value.{part}",
+            (q, k, v),
+            groups=groups,
+            queries=config.heads // groups,
+            head_width=config.head_width,
+        )
+    yield from weights(f"{theirs}.{attention}.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
+    yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=config.mlp_bias)
+    yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=config.mlp_bias)
+
+
 def interleaved(theirs: str, ours: str, *, heads: int, rotary_width: int | None = None) -> Entry:
     """Queries or keys whose rotary pairs are neighbours (2i, 2i+1): ours are (i, i + R/2). GPT-J, Meta's LLaMA files.
 
@@ -271,6 +290,14 @@ class ConfigReader:
                 )
 
 
+MEGATRON_TRAINING: Values = {
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "initializer_range": 0.02,
+    "use_cache": True,
+}
+"""What the configurations of BLOOM, Falcon and GPT-NeoX say of training, as said of a model that is trained."""
+
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_accurate": "gelu-tanh",
@@ -325,6 +352,16 @@ class Family:
             return bool(_canonical(said) == _canonical(config))
         except (UserError, ValueError, AttributeError):
             return False
+
+    def unsaid(self, config: Any) -> list[str]:
+        """Fields of `config` that a checkpoint of this family would come back with changed; none where it would not
+        come back at all."""
+        try:
+            said = _canonical(self.read(ConfigReader(self.write(config), Path("config.json"))))
+        except (UserError, ValueError, AttributeError):
+            return []
+        own = dict(_canonical(config))
+        return [name for name, value in own.items() if getattr(said, name, value) != value]
 
     def ignores(self, name: str) -> bool:
         """Whether tensor `name` of a file is passed over."""

@@ -78,6 +78,7 @@ def _qwen_window(reader: ConfigReader, layers: int) -> dict[str, Any]:
     window = mistral_window(reader, missing=4096)
     kinds = reader.value("layer_types")
     if kinds is None:
+        layers = min(layers, 4096)  # more are refused, when all is read; a list of them might not fit into memory
         kinds = ["full_attention"] * min(first, layers) + ["sliding_attention"] * max(0, layers - first)
     if not isinstance(kinds, list) or len(kinds) != layers:
         raise reader.error(f"layer_types is not a list of num_hidden_layers ({layers}) names")

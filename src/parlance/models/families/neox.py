@@ -15,14 +15,15 @@ from typing import Any
 from parlance.models.families.family import (
     ACTIVATION_WORDS,
     ACTIVATIONS,
+    MEGATRON_TRAINING,
     ConfigReader,
     Entry,
     Family,
     Stacked,
     Values,
-    grouped,
     head,
     layered,
+    megatron_maps,
     same,
     weights,
 )
@@ -35,7 +36,7 @@ _IGNORED = (r".*\.attention\.(bias|masked_bias)", r".*rotary_emb\.inv_freq")
 def _read_positions(reader: ConfigReader, width: int, context_length: int) -> dict[str, Any]:
     """Rotary fields, for heads of `width`: base and share have names of their own in files before version 5."""
     fields = reader.nested("rope_parameters")
-    base = reader.number("rotary_emb_base", default=10_000.0)
+    base = reader.number("rotary_emb_base", default=fields.number("rope_theta", default=10_000.0))
     share = fields.number("partial_rotary_factor", default=reader.number("rotary_pct", default=0.25))
     # The last files before version 5 have both by their general names besides.
     reader.only("rope_theta", base)
@@ -105,11 +106,8 @@ def _write(config: TransformerConfig) -> Values:
         "use_parallel_residual": config.block == "parallel",
         "hidden_act": ACTIVATION_WORDS[config.activation],
         "attention_bias": config.attention_bias,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "initializer_range": 0.02,
         "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
+        **MEGATRON_TRAINING,
     }
 
 
@@ -118,13 +116,7 @@ def _table(config: TransformerConfig) -> list[Entry | Stacked]:
         ours, theirs = f"layers.{number}", f"gpt_neox.layers.{number}"
         yield from weights(f"{theirs}.input_layernorm", f"{ours}.input_layernorm", bias=True)
         yield from weights(f"{theirs}.post_attention_layernorm", f"{ours}.post_attention_layernorm", bias=True)
-        for part in ("weight", "bias") if config.attention_bias else ("weight",):
-            q, k, v = (f"{ours}.self_attn.{name}_proj.{part}" for name in "qkv")
-            fused = f"{theirs}.attention.query_key_value.{part}"
-            yield grouped(fused, (q, k, v), groups=config.heads, queries=1, head_width=config.head_width)
-        yield from weights(f"{theirs}.attention.dense", f"{ours}.self_attn.o_proj", bias=config.output_bias)
-        yield from weights(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up_proj", bias=True)
-        yield from weights(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down_proj", bias=True)
+        yield from megatron_maps(theirs, ours, config, attention="attention", groups=config.heads)
 
     return [
         same("gpt_neox.embed_in.weight", "embed_tokens.weight"),

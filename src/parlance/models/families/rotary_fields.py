@@ -22,7 +22,12 @@ def read_rotary(reader: ConfigReader, context_length: int, *, theta: float = 10_
     if shared:
         raise reader.error(f"rope_scaling and rope_parameters have different values of {shared[0]}; remove one of them")
     fields = ConfigReader({**new.values, **old.values}, reader.where)
-    base = fields.number("rope_theta", default=reader.number("rope_theta", default=theta))
+    outer = reader.number("rope_theta", default=theta)
+    base = fields.number("rope_theta", default=outer)
+    if reader.has("rope_theta") and base != outer:
+        raise reader.error(
+            f"rope_theta is {outer}, and within rope_parameters or rope_scaling {base}; remove one of them"
+        )
     kind = fields.value("rope_type", default="default")
     fields.only("partial_rotary_factor", 1.0)
     if kind != "default" and kind not in _KINDS:

@@ -7,6 +7,7 @@
 """
 
 from parlance.text.preparation.config import PreparationConfig, preset
-from parlance.text.preparation.prepare import prepare_corpus, read_split
+from parlance.text.preparation.prepare import prepare_corpus
+from parlance.text.splits import read_split
 
 __all__ = ["PreparationConfig", "prepare_corpus", "preset", "read_split"]

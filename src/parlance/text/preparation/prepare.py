@@ -19,7 +19,7 @@ whatever the runner and the number of workers.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from parlance.core.artifacts import (
     ensure_directory,
     os_errors,
     read_json,
-    read_jsonl,
     write_json,
     write_text,
 )
@@ -36,7 +35,7 @@ from parlance.core.config import differences
 from parlance.core.errors import Interrupted, UserError
 from parlance.core.interrupts import StopRequest, stop_requests
 from parlance.core.progress import Progress
-from parlance.text.documents import Corpus, Document, ReadingReport, ShardedCorpus
+from parlance.text.documents import Corpus, ReadingReport, ShardedCorpus
 from parlance.text.preparation.card import make_card
 from parlance.text.preparation.config import PreparationConfig
 from parlance.text.preparation.datasheet import render_datasheet
@@ -170,18 +169,6 @@ def _prepare(
 def _stop_where_asked(stop: StopRequest) -> None:
     if stop.requested:
         raise Interrupted(STOPPED)
-
-
-def read_split(folder: Path, split: str) -> Iterator[Document]:
-    """The documents of "train", "validation" or "test" of a prepared corpus. Raises UserError where it is missing."""
-    path = folder / f"{split}.jsonl"
-    if split not in SPLITS or not path.is_file():
-        raise UserError(f"{folder} has no {split} split; prepare it with `parlance corpus prepare`")
-    for number, record in read_jsonl(path):
-        try:
-            yield Document.from_json(record)
-        except KeyError as error:
-            raise UserError(f"{path}, line {number}: there is no field {error}; prepare the corpus again") from error
 
 
 def _begin(

@@ -81,13 +81,16 @@ def words(vocabulary: Sequence[str]) -> Tokenizer:
 def spaced_words(vocabulary: Sequence[str], end: str) -> Tokenizer:
     """One token a word between spaces, the place of a word its id, as n-gram toolkits have them; `end` is a word.
 
-    `<unk>`, where it is a word, stands for those that are not.
+    `<unk>`, where it is a word, stands for those that are not. Only ASCII white space and NUL part words.
     """
     vocab = {word if word in (end, UNKNOWN) else f"{SPACE}{word}": index for index, word in enumerate(vocabulary)}
     unknown = UNKNOWN if UNKNOWN in vocab else None
     backend = Backend(models.WordLevel(vocab, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, "always", split=True)]
+        [
+            pre_tokenizers.Split(Regex(r"[\x00\t-\r ]+"), behavior="removed"),
+            pre_tokenizers.Metaspace(SPACE, "always", split=True),
+        ]
     )
     backend.decoder = decoders.Metaspace(SPACE, "always")
     add_special(backend, [end] if unknown is None else [end, unknown])

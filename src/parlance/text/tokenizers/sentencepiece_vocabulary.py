@@ -99,6 +99,9 @@ def _decoder(model: SentencePieceModel) -> decoders.Decoder:
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
-    if model.normaliser.dummy_prefix:
+    if model.normaliser.remove_extra_spaces:
+        # Pieces of such a model begin with one space at most; the library takes it from each until a character came.
+        steps.append(decoders.Strip(" ", 2**31 - 1, 0))
+    elif model.normaliser.dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(steps)

@@ -36,6 +36,7 @@ from parlance.core.artifacts import read_json, write_json, write_text
 from parlance.core.errors import UserError
 from parlance.text.chat_template import END_OF_TURN
 from parlance.text.documents import replace_surrogates
+from parlance.text.tokenizers.character_lookup import CharacterLookup, character_lookup
 from parlance.text.tokenizers.protection import protected
 from parlance.text.tokenizers.special_tokens import END_OF_TEXT, PAD, name_of
 from parlance.text.tokenizers.spelling import is_concatenation, spelling_of
@@ -75,6 +76,12 @@ class Tokenizer:
         return str(ours["kind"]) if isinstance(ours, dict) and "kind" in ours else str(self._model["type"]).lower()
 
     @property
+    def reads_lines(self) -> bool:
+        """Whether its words are those of an n-gram toolkit, for which every line is a sentence."""
+        ours = self._config.get("parlance")
+        return isinstance(ours, dict) and ours.get("source") == "arpa"
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether a form for conversations is stored along."""
         return bool(self._config.get("chat_template"))
@@ -102,8 +109,11 @@ class Tokenizer:
         """`encode_batch` for large amounts of text: (ids of all texts, where each begins and the last ends).
 
         The ids are those of `encode`. Text i has `ids[offsets[i] : offsets[i + 1]]`. Byte-level BPE runs in compiled
-        loops on all cores (the first call in a process takes a second or so more); other kinds as in `encode_batch`.
+        loops on all cores (the first call in a process takes a second or so more), characters are looked up in a table;
+        other kinds as in `encode_batch`.
         """
+        if self._lookup is not None:
+            return self._lookup.encode_batch(texts)
         if self._bulk is not None:
             return self._bulk.encode_batch(texts)
         documents = self.encode_batch(texts)
@@ -111,6 +121,10 @@ class Tokenizer:
         np.cumsum([len(ids) for ids in documents], out=offsets[1:])
         joined = itertools.chain.from_iterable(documents)
         return np.fromiter(joined, dtype=np.uint32, count=int(offsets[-1])), offsets
+
+    @cached_property
+    def _lookup(self) -> CharacterLookup | None:
+        return character_lookup(json.loads(self._backend.to_str()))
 
     @cached_property
     def _bulk(self) -> "Encoder | None":
