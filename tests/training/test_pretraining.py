@@ -309,6 +309,24 @@ def test_a_resume_with_another_configuration_says_what_has_changed(run, monkeypa
     assert run("base", Budget(steps=5), quick, resume=True).steps == 5
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"), [("{}", "it lacks asked, choices"), (None, "is missing beside its resume")]
+)
+def test_a_plan_that_is_damaged_or_gone_costs_no_states(run, monkeypatch, tmp_path, damage, told):
+    quick = SMALL.model_copy(update={"pilot_share": 0.0})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 3)
+        with pytest.raises(Interrupted):
+            run("stopped", Budget(steps=8), quick)
+    plan = tmp_path / "stopped" / "training" / "plan.json"
+    plan.unlink()
+    if damage is not None:
+        plan.write_text(damage)
+    with pytest.raises(UserError, match=told):
+        run("stopped", Budget(steps=8), quick, resume=True)
+    assert list(plan.parent.glob("step-*/state.json"))
+
+
 # --- until a loss, tokens, samples, averages, events ----------------------------------------------------------------
 
 

@@ -47,6 +47,7 @@ from parlance.training.precision import training_dtype
 from parlance.training.pretraining_config import PretrainingConfig, check, make_task, pretraining_config, shape
 from parlance.training.rates import parameter_groups
 from parlance.training.saving import States
+from parlance.training.state_folders import states_in
 from parlance.training.tasks import DenoisingTask, NextTokenTask
 from parlance.training.throughput import Speed, model_flops_per_token
 from parlance.training.trainer import Trainer
@@ -188,7 +189,7 @@ def pretrain(
     # What is trained does not depend on how many processes divide it.
     asked = {"config": config.model_dump(mode="json", exclude={"parallel"}), "budget": limits, "seed": seed}
     started = time.monotonic()
-    begun = world.share(read_json(plan_file) if world.first and resume and plan_file.exists() else None)
+    begun = world.share(_begun(plan_file) if world.first and resume else None)
     if begun is not None:
         plan = begun
         if changed := changes(plan["asked"], asked):
@@ -340,6 +341,19 @@ def pretrain(
         trainer.skipped,
         target,
     )
+
+
+def _begun(plan_file: Path) -> dict[str, Any] | None:
+    """The plan of the run that is resumed; None where none was made. Raises UserError where it is damaged or gone."""
+    again = f"remove {plan_file.parent} to begin anew"
+    if not plan_file.exists():
+        if states_in(plan_file.parent):
+            raise UserError(f"{plan_file} is missing beside its resume states: {again}")
+        return None
+    plan: dict[str, Any] = read_json(plan_file)
+    if missing := {"asked", "model", "choices", "prediction", "spent"} - plan.keys():
+        raise UserError(f"{plan_file} is damaged, it lacks {', '.join(sorted(missing))}: {again}")
+    return plan
 
 
 def _check_tokens(dataset: TokenDataset, vocab_size: int, *, whole: bool) -> None:
