@@ -31,7 +31,7 @@ BERT |= {"head_transform": True, "head_bias": True}
 T5 = {"positions": "relative", "tie_embeddings": True, "logit_scale": 0.25}
 OPT = {"positions": "learned", "embedding_width": 12, "norm_placement": "post"}
 EXPERTS = {"experts": 4, "expert_every": 2, "load_balancing": 0.5, "router_z_loss": 0.1}
-WINDOWS = {"sliding_window": 4, "full_attention_layers": (1,), "block": "parallel"}
+WINDOWS = {"sliding_window": 4, "full_attention_layers": (0,), "block": "parallel"}
 
 DROPOUT = {"ngram_tables": ((2, 50),), "ngram_dropout": 0.3, "dropout": 0.2}
 
