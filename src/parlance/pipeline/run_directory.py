@@ -8,18 +8,18 @@ on the run, in `clock.json`.
     with directory: ...
 """
 
-import fcntl
 import shutil
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from parlance.core.artifacts import PARTIAL, ensure_directory, read_json, write_json, write_text
 from parlance.core.config import changes, differences
 from parlance.core.devices import peak_memory_bytes
 from parlance.core.errors import UserError
+from parlance.core.locks import FileLock
 from parlance.pipeline.recipe import Recipe, read_recipe, write_recipe
 
 RECIPE = "recipe.yaml"
@@ -56,7 +56,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(path / LOCK)
         self._begun_here = self._created = False
         self._spent_before = 0.0
         self._started = 0.0
@@ -82,7 +82,7 @@ class RunDirectory:
                 self._refuse(names)
             write_text(self.path / RECIPE, write_recipe(recipe))
         except UserError:
-            self._release()
+            self._lock.free()
             raise
         self._begun_here = True
 
@@ -118,24 +118,10 @@ class RunDirectory:
         raise UserError(f"{self.path} already exists and is not an empty folder; choose another --out folder")
 
     def _take_lock(self) -> None:
-        try:
-            self._lock = (self.path / LOCK).open("w")
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(f"cannot write in {self.path}: {reason}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._release()
-            raise UserError(f"{self.path}: another process is working on this run") from error
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if not self._lock.take():
+            raise UserError(f"{self.path}: another process is working on this run")
 
     def __enter__(self) -> Self:
-        assert self._lock is not None, "call begin or resume first"
         clock = self.path / CLOCK
         self._spent_before = float(read_json(clock)["seconds"]) if clock.exists() else 0.0
         self._started = time.monotonic()
@@ -154,7 +140,7 @@ class RunDirectory:
             self._withdraw()
         else:
             self._save_clock()
-        self._release()
+        self._lock.free()
 
     def _withdraw(self) -> None:
         """Take away what this process put here, and nothing else."""

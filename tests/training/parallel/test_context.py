@@ -6,6 +6,7 @@ import torch.distributed as dist
 from comparisons import batch, check_step, furthest, group_of, step, transformer
 from hypothesis import given
 from hypothesis import strategies as st
+from wholes import gather_tensors
 
 from parlance.core.errors import UserError
 from parlance.models.transformer_blocks import Layout, padding_layout
@@ -14,7 +15,6 @@ from parlance.training.parallel import context
 from parlance.training.parallel.collectives import add_up
 from parlance.training.parallel.context import ContextAttention, context_part, in_order, pieces, share_context
 from parlance.training.parallel.experts import balance_experts
-from parlance.training.parallel.splits import gather_tensors
 from parlance.training.parallel.tensor import shard_tensors
 
 FORMS = {

@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from comparisons import batch, check_step, furthest, group_of, step, transformer
+from wholes import gather_tensors
 
 from parlance.core.errors import UserError
 from parlance.models.mixture_of_experts import MixtureOfExperts
 from parlance.training.optimizers import Optimizer
 from parlance.training.parallel.collectives import add_up, exchange, gather_rows
 from parlance.training.parallel.experts import balance_experts, parallel_experts, share_experts
-from parlance.training.parallel.splits import gather_tensors
 from parlance.training.parallel.tensor import shard_tensors
 from parlance.training.rates import LearningRates, parameter_groups
 

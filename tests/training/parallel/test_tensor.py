@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparisons import batch, check_step, furthest, group_of, step, transformer
+from wholes import gather_tensors, local_part
 
 from parlance.core.errors import UserError
 from parlance.text.packing import IGNORE
 from parlance.training.optimizers import Optimizer
 from parlance.training.parallel.collectives import add_up, span
-from parlance.training.parallel.splits import gather_tensors, local_part
 from parlance.training.parallel.tensor import divided_cross_entropy, shard_tensors
 from parlance.training.rates import LearningRates, parameter_groups
 

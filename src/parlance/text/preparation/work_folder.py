@@ -21,6 +21,7 @@ from typing import Any
 
 from parlance.core.artifacts import PARTIAL, PREPARING, read_json
 from parlance.core.errors import UserError
+from parlance.core.locks import FileLock
 
 NUMBER_BITS = 32
 """A document's number is its shard's index times 2^32 plus its row in the shard: increasing in reading order."""
@@ -46,14 +47,13 @@ class WorkFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Raise UserError while another process works in this folder; the system frees the lock of one that dies."""
-        import fcntl
-
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is working in {self.path}; wait for it, or stop it") from None
+        lock = FileLock(self.path / "lock")
+        if not lock.take():
+            raise UserError(f"another process is working in {self.path}; wait for it, or stop it")
+        try:
             yield
+        finally:
+            lock.free()
 
     def input(self, place: int) -> Path:
         """JSON lines: the documents of a corpus that is not on disk yet, the `place`-th of those named."""

@@ -10,7 +10,6 @@ exponentials and the target's score per position, never logits.
 
     split = shard_tensors(model, group)                     # in place; what the rest needs to know of it
     objective(model, batch).loss_sum.backward()             # the whole loss on every process
-    weights = gather_tensors(dict(model.named_parameters()), split, group)
 
 All processes of the group start from the same whole weights and read the same batches. It divides no encoder-decoders
 and no dilated attention. A divided model has only the part of its logits that `Transformer.logits` gives, and does not
