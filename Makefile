@@ -57,5 +57,6 @@ check: $(DEVELOPMENT)
 	@echo "check: floors"
 	@$(BIN)/lint-imports --no-logo >$(VENV)/.lint-imports.log || { cat $(VENV)/.lint-imports.log; exit 1; }
 
+# Two processes; the tests of a file share what they make.
 test: $(DEVELOPMENT)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile

@@ -23,7 +23,8 @@ from parlance.core.metrics import MetricsLog
 from parlance.text.token_dataset import TokenDataset
 from parlance.training.loop import Budget
 from parlance.training.objectives import mean_loss
-from parlance.training.pretraining import PretrainingConfig, pretrain
+from parlance.training.pretraining import pretrain
+from parlance.training.pretraining_config import PretrainingConfig
 from parlance.training.tasks import NextTokenTask
 
 ROOT = Path(__file__).resolve().parent.parent

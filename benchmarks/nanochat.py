@@ -71,7 +71,8 @@ def run_parlance(arguments: argparse.Namespace) -> dict[str, Any]:
     from parlance.core.metrics import MetricsLog
     from parlance.training.loop import Budget
     from parlance.training.objectives import mean_loss, token_batch
-    from parlance.training.pretraining import PretrainingConfig, pretrain
+    from parlance.training.pretraining import pretrain
+    from parlance.training.pretraining_config import PretrainingConfig
 
     torch.set_num_threads(usable_cores())
     train, validation = open_splits(arguments.tokens)

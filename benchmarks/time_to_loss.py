@@ -16,6 +16,7 @@ them reached it.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -102,17 +103,23 @@ def whole_loss(folder: Path, text: str) -> float:
     return total / count
 
 
-def parlance_run(goal: str, seed: int, corpus: Path, text: str) -> dict[str, Any]:
-    """Seconds and loss of one run."""
+def parlance_run(goal: str, seed: int, corpus: Path, text: str, steps: int | None) -> dict[str, Any]:
+    """Seconds and loss of one run, with other than its own number of steps where `steps` says so."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [sys.executable, "-m", "parlance", "pretrain", str(corpus), "--out", str(out), "--seed", str(seed)]
         _, options, fields = GOALS[goal]
+        if steps is not None:
+            options = [
+                *(option for option in options if option != "--steps" and not option.isdigit()),
+                "--steps",
+                str(steps),
+            ]
         settings = [word for name, value in fields.items() for word in ("--set", f"{name}={value}")]
         seconds = timed([*command, *SPEEDRUN, *options, *settings], Path(folder))
         stage = json.loads((out / "stage.json").read_text())["facts"]
         return {
-            "way": goal,
+            "way": goal if steps is None else f"{goal} {steps}",
             "seed": seed,
             "seconds": seconds,
             "loss": whole_loss(out, text),
@@ -157,7 +164,8 @@ def timed(command: list[str], folder: Path) -> float:
 def summary(rows: list[dict[str, Any]], way: str) -> dict[str, Any]:
     """Spread of seconds and losses of one way, and how many runs reached its goal."""
     mine = [row for row in rows if row["way"] == way]
-    target, limit = (GOALS[way][0], LIMITS[way]) if way in GOALS else (1.8857, math.inf)
+    goal = way.partition(" ")[0]
+    target, limit = (GOALS[goal][0], LIMITS[goal]) if goal in GOALS else (1.8857, math.inf)
 
     def spread(name: str) -> dict[str, float]:
         values = [row[name] for row in mine]
@@ -176,18 +184,24 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="Tiny Shakespeare's input.txt")
     parser.add_argument("--goal", nargs="+", choices=GOALS, default=["plain", "any"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--dev", action="store_true", help="train on the first 81 %% and measure on the 9 %% behind it")
+    parser.add_argument("--steps", nargs="+", type=int, help="numbers of steps to try, with --dev")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; none: no peer")
     parser.add_argument("--nanogpt-runs", type=int, default=1, help="how many seeds of the peer")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     text = arguments.text.read_text()
+    if arguments.dev:
+        text = text[: int(len(text) * 0.9)]
+    elif arguments.steps:
+        parser.error("choose the steps by a part of the training text: add --dev")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
         make_corpus(text, corpus)
         for seed in range(arguments.seeds):
-            for goal in arguments.goal:
-                rows.append(parlance_run(goal, seed, corpus, text))
+            for goal, steps in itertools.product(arguments.goal, arguments.steps or [None]):
+                rows.append(parlance_run(goal, seed, corpus, text, steps))
                 print(json.dumps(rows[-1]), flush=True)
             if arguments.nanogpt is not None and seed < arguments.nanogpt_runs:
                 rows.append(nanogpt_run(arguments.nanogpt.resolve(), seed, arguments.text))

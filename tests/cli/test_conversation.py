@@ -12,7 +12,9 @@ from parlance.cli.output import printable
 from parlance.core.errors import UserError
 from parlance.inference.generation import Ending
 from parlance.inference.model import Continuation
+from parlance.inference.sampler import Draw
 from parlance.inference.sampling import SamplingConfig
+from parlance.inference.text_stream import TextStream
 from parlance.text.chat_template import encode_chat
 from parlance.text.tokenizers import train_tokenizer
 
@@ -30,9 +32,9 @@ class Echo:
         self.full_after: int | None = None
 
     def chat_stream(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Continuation:
-        return Continuation(self.pieces(messages, sampling))
+        return Continuation(self.drawn(messages, sampling), TextStream(self.tokenizer))
 
-    def pieces(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Generator[str, None, Ending]:
+    def drawn(self, messages: list[dict[str, str]], sampling: SamplingConfig) -> Generator[Draw, None, Ending]:
         self.seen.append([dict(message) for message in messages])
         self.seeds.append(sampling.seed)
         context = self.language_model.context_length
@@ -43,7 +45,8 @@ class Echo:
                 raise KeyboardInterrupt
             if number == self.full_after:
                 return "context"
-            yield character
+            for token in self.tokenizer.encode(character):
+                yield Draw(token, 0.0)
         return "stop"
 
 

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from parlance.core.errors import UserError
+from parlance.inference import reading
 from parlance.inference.generation import Response, generate_batch, stream
+from parlance.inference.reading import Reader
 from parlance.inference.sampling import SamplingConfig
+from parlance.models.exact import ConditionalFrequencies
+from parlance.models.masked import MaskedLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.transformer import Transformer
 
@@ -198,3 +202,99 @@ def test_tokens_outside_the_vocabulary_are_named(model):
         model.forward(torch.tensor([[260]]))
     with pytest.raises(UserError, match="the input has no tokens"):
         model.forward(torch.empty(1, 0, dtype=torch.int64))
+
+
+@torch.inference_mode()
+def test_a_prompt_is_cut_on_the_left_where_that_is_asked_for(tiny_transformer):
+    model = tiny_transformer(context_length=16)
+    prompt = list(range(40, 70))
+    for most, kept in ((4, 12), (100, 8)):
+        config = SamplingConfig(max_tokens=most, temperature=0.0, overflow="truncate")
+        assert list(stream(model, prompt, config, ())) == naive(model, prompt[-kept:], 16 - kept)
+    # A prompt that fits is not cut, and the text ends where the context is full.
+    config = SamplingConfig(max_tokens=100, temperature=0.0, overflow="truncate")
+    assert list(stream(model, prompt[:10], config, ())) == naive(model, prompt[:10], 6)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["transformer", "ngram", "exact", "masked"])
+@torch.inference_mode()
+def test_a_prompt_read_in_pieces_is_the_prompt(kind, tiny_transformer, monkeypatch):
+    model = {
+        "transformer": lambda: tiny_transformer(vocab_size=12),
+        "ngram": lambda: NGramModel.train([np.array([3, 1, 4, 1, 5, 9, 2, 6])] * 3, 12, 4, 0),
+        "exact": lambda: ConditionalFrequencies.from_documents([[3, 1, 4, 1, 5, 9, 2, 6]], list("abcdefghijkl"), 0),
+        "masked": lambda: MaskedLanguageModel(
+            tiny_transformer(vocab_size=13, causal=False), vocab_size=12, mask_token=12
+        ),
+    }[kind]()
+    monkeypatch.setattr(reading, "PIECE", 5)
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6, 3, 1, 4]
+    for length in range(1, len(prompt) + 1):
+        reader = Reader(model, prompt[:length], SamplingConfig())
+        expected = model.forward(torch.tensor([prompt[:length]]))[0][:, -1]
+        torch.testing.assert_close(reader.read(reader.beginning), expected)
+        longer = model.forward(torch.tensor([[*prompt[:length], 1]]))[0][:, -1]
+        torch.testing.assert_close(reader.read([1]), longer)
+
+
+@torch.inference_mode()
+def test_what_is_taken_back_was_never_read(model):
+    reader = Reader(model, [5, 6, 7], SamplingConfig())
+    reader.read(reader.beginning)
+    several = reader.read([1, 2, 3, 4], wanted=3)
+    torch.testing.assert_close(several, model.forward(torch.tensor([[5, 6, 7, 1, 2, 3, 4]]))[0][0, -3:])
+    reader.take_back(3)
+    expected = model.forward(torch.tensor([[5, 6, 7, 1, 9]]))[0][:, -1]
+    torch.testing.assert_close(reader.read([9]), expected)
+    assert reader.free == 64 - 5
+
+
+def test_logits_of_a_prompt_are_computed_of_its_end_alone(model, monkeypatch):
+    asked = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: asked.append(hidden.shape[1]) or logits(hidden))
+    list(stream(model, list(range(50)), greedy(3), ()))
+    assert asked == [1, 1, 1]
+
+
+def networks(tiny_transformer):
+    from parlance.models.convolutional import Convolutional, ConvolutionalConfig
+    from parlance.models.feedforward import FeedForwardConfig, FeedForwardModel
+    from parlance.models.recurrent import Recurrent, RecurrentConfig
+
+    return {
+        "recurrent": Recurrent(RecurrentConfig(vocab_size=20, layers=2, width=16)),
+        "convolutional": Convolutional(ConvolutionalConfig(vocab_size=20, layers=2, width=16)),
+        "feedforward": FeedForwardModel(FeedForwardConfig(vocab_size=20, layers=2, width=16)),
+        "transformer": tiny_transformer(vocab_size=20, context_length=600),
+    }
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "convolutional", "feedforward", "transformer"])
+def test_work_per_token_does_not_grow_with_the_text(kind, tiny_transformer):
+    """Counted operations of one token behind 40 and behind 500: equal, but for a Transformer's attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = networks(tiny_transformer)[kind]
+    model.initialise(torch.Generator().manual_seed(0))
+    counts = []
+    for length in (40, 500):
+        reader = Reader(model, [1 + place % 9 for place in range(length)], SamplingConfig())
+        reader.read(reader.beginning)
+        with FlopCounterMode(display=False) as counter:
+            reader.read([3])
+        counts.append(counter.get_total_flops())
+    if kind == "transformer":
+        # Two layers; at most twice 500 rounded up to 512, and to a doubled capacity, two products of 32 each.
+        assert counts[0] <= counts[1] <= counts[0] + 2 * 2 * 2 * 1024 * 32
+    else:
+        assert counts[0] == counts[1]
+
+
+def test_batches_refuse_what_needs_the_text_of_each_row(model):
+    for fields in ({"presence_penalty": 1.0}, {"stop": ("a",)}, {"top_logprobs": 3}, {"repetition_penalty": 1.1}):
+        with pytest.raises(UserError, match=next(iter(fields))):
+            generate_batch(model, PROMPTS, SamplingConfig(**fields), ())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from parlance.core.errors import UserError
 from parlance.inference import model as model_module
+from parlance.inference.constraints import choice
 from parlance.inference.model import Model, load, resolve_model_folder
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
@@ -70,13 +71,13 @@ def test_chat_continues_the_rendered_conversation(folder):
     messages = [{"role": "user", "content": "Hi"}]
     sampling = SamplingConfig(max_tokens=12, temperature=0.0)
     seen: list[list[int]] = []
-    forward = model.language_model.forward
+    hidden = model.language_model.hidden
 
     def recording(tokens, state=None):
         seen.append(tokens[0].tolist())
-        return forward(tokens, state)
+        return hidden(tokens, state)
 
-    model.language_model.forward = recording
+    model.language_model.hidden = recording
     reply = model.chat(messages, sampling)
     assert seen[0] == encode_chat(model.tokenizer, messages, add_generation_prompt=True)[0]
     assert reply == "".join(model.chat_stream(messages, sampling)).strip()
@@ -145,6 +146,71 @@ def test_a_stop_token_ended_it():
     assert ("".join(pieces), pieces.ended) == ("abc", "stop")
 
 
+def test_stop_strings_end_the_text_wherever_tokens_end():
+    for text, stop, expected in (("one two", (" t",), "one"), ("a\n\nb", ("\n\n", "b"), "a"), ("abc", ("x",), "abc")):
+        pieces = Model(Script(list(text.encode()), 256), BYTES, Path()).stream("?", SamplingConfig(stop=stop))
+        assert ("".join(pieces), pieces.ended) == (expected, "stop")
+    pieces = Model(Script(list(b"abcd"), 256), BYTES, Path()).stream("?", SamplingConfig(stop=("bc",), max_tokens=3))
+    assert ("".join(pieces), pieces.ended) == ("a", "stop")
+    pieces = Model(Script(list(b"abcd"), 256), BYTES, Path()).stream("?", SamplingConfig(stop=("bcx",), max_tokens=3))
+    assert ("".join(pieces), pieces.ended) == ("abc", "max_tokens"), "what was held is shown at the end"
+
+
+def test_log_probabilities_come_along(folder):
+    model = load(folder, "cpu")
+    pieces = model.stream("def", SamplingConfig(max_tokens=8, top_logprobs=3, temperature=0.5))
+    text = "".join(pieces)
+    assert len(pieces.draws) == 8
+    assert model.tokenizer.decode([draw.token for draw in pieces.draws]) == text
+    ids = torch.tensor([[*BYTES.encode("def"), *(draw.token for draw in pieces.draws)]])
+    expected = model.language_model.forward(ids)[0][0, 2:-1].log_softmax(-1)
+    for draw, row in zip(pieces.draws, expected, strict=True):
+        assert draw.log_prob == pytest.approx(float(row[draw.token]), abs=1e-4)
+        assert [value for _, value in draw.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_a_callback_sees_the_pieces(folder):
+    model, pieces = load(folder, "cpu"), []
+    text = model.generate("def", SamplingConfig(max_tokens=9), on_text=pieces.append)
+    assert "".join(pieces) == text
+    assert len(pieces) > 1
+
+
+def test_best_of_is_the_best_of_its_seeds(folder):
+    model, sampling = load(folder, "cpu"), SamplingConfig(max_tokens=6, seed=3)
+    found = model.best_of("def", 4, sampling)
+    texts = {model.generate("def", sampling.model_copy(update={"seed": seed})) for seed in range(3, 7)}
+    assert {candidate.text for candidate in found} == texts
+    assert [each.mean_log_prob for each in found] == sorted((each.mean_log_prob for each in found), reverse=True)
+    with pytest.raises(UserError, match="at least one"):
+        model.best_of("def", 0)
+
+
+def test_beams_find_likelier_texts_than_greedy_generation(folder):
+    model, sampling = load(folder, "cpu"), SamplingConfig(max_tokens=6, temperature=0.0)
+    greedy = model.stream("def", sampling)
+    assert model.beam_search("def", 1, sampling)[0].text == "".join(greedy)
+    best = model.beam_search("def", 8, sampling)[0]
+    assert best.log_prob >= sum(draw.log_prob for draw in greedy.draws) - 1e-4
+
+
+def test_a_draft_needs_the_same_tokenizer(folder, tmp_path):
+    model, sampling = load(folder, "cpu"), SamplingConfig(max_tokens=20, temperature=0.0)
+    plain = model.generate("def def", sampling)
+    assert model.generate("def def", sampling, draft="prompt") == plain
+    assert model.generate("def def", sampling, draft=load(folder, "cpu")) == plain
+    other = Model(Script([], 256), train_tokenizer(["abc"], "char", 20), tmp_path)
+    with pytest.raises(UserError, match=r"is not that of .* needs the same one"):
+        model.generate("def", sampling, draft=other)
+
+
+def test_a_constraint_holds_for_prompts_and_chats(folder):
+    model = load(folder, "cpu")
+    options = ["yes", "no"]
+    assert model.generate("?", constraint=choice(options, model.tokenizer)) in options
+    assert model.chat([{"role": "user", "content": "?"}], constraint=choice(options, model.tokenizer)) in options
+
+
 # --- scoring ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +270,8 @@ def test_an_arpa_file_without_unk_names_the_word_it_does_not_know(tmp_path):
     words_file(tmp_path / "model.arpa")
     opened = load(tmp_path / "model.arpa")
     assert opened.score("the fox\n").unknown == 0
+    with pytest.raises(UserError, match="there is nothing to score: the text has no words"):
+        opened.score("\n")
     for text in ("the <unk>\n", "the bear\n"):
         with pytest.raises(UserError, match=f"does not know the word '{text.split()[1]}', and has no <unk>"):
             opened.score(text)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from parlance.core.config import parse_config
 from parlance.core.errors import UserError
-from parlance.inference.sampling import SamplingConfig, filtered_logits, sample
+from parlance.inference.sampling import SamplingConfig, filtered_logits, penalise_repetition, sample
 
 small_logits = st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=7, unique=True)
 
 
-def kept(logits: list[float], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> set[int]:
-    filtered = filtered_logits(torch.tensor([logits]), temperature, top_k, top_p)[0]
+def kept(logits: list[float], **fields: float) -> set[int]:
+    filtered = filtered_logits(torch.tensor([logits]), SamplingConfig(**fields))[0]
     return {place for place, value in enumerate(filtered.tolist()) if value > -math.inf}
 
 
@@ -47,7 +47,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
 @settings(deadline=None)
 @given(logits=small_logits, temperature=st.floats(0.2, 5.0))
 def test_temperature_divides_and_nothing_else_changes(logits, temperature):
-    filtered = filtered_logits(torch.tensor([logits]), temperature, 0, 1.0)
+    filtered = filtered_logits(torch.tensor([logits]), SamplingConfig(temperature=temperature))
     torch.testing.assert_close(filtered, torch.tensor([logits]) / temperature)
 
 
@@ -59,9 +59,78 @@ def test_top_p_looks_at_what_temperature_and_top_k_left():
     assert kept(logits, temperature=10.0, top_p=0.7) == {0, 1, 2}
 
 
+@settings(deadline=None)
+@given(logits=small_logits, p=st.floats(0.01, 0.99))
+def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest(logits, p):
+    probabilities = softmax(logits)
+    if any(abs(each / max(probabilities) - p) < 1e-5 for each in probabilities):
+        return  # rounding decides
+    assert kept(logits, min_p=p) == {i for i, each in enumerate(probabilities) if each >= p * max(probabilities)}
+
+
+@settings(deadline=None)
+@given(logits=small_logits, p=st.floats(0.05, 0.99))
+def test_typical_keeps_what_is_nearest_to_the_entropy(logits, p):
+    probabilities = softmax(logits)
+    entropy = -sum(each * math.log(each) for each in probabilities)
+    far = [abs(-math.log(each) - entropy) for each in probabilities]
+    order = sorted(range(len(logits)), key=lambda place: far[place])
+    sums = list(itertools.accumulate(probabilities[place] for place in order))
+    if any(abs(total - p) < 1e-5 for total in sums) or min(b - a for a, b in itertools.pairwise(sorted(far))) < 1e-5:
+        return  # rounding decides
+    needed = next(count for count, total in enumerate(sums, start=1) if total >= p)
+    assert kept(logits, typical_p=p) == set(order[:needed])
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 5.0])
+def test_large_vocabularies_are_filtered_like_small_ones(spread):
+    """Where only the likeliest tokens are put in order, against putting all of them in order."""
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * spread
+    ordered, order = logits.double().softmax(-1).sort(descending=True)
+    for p in (0.1, 0.5, 0.9, 0.99):
+        needed = int((ordered.cumsum(0) - ordered < p).sum())
+        stays = filtered_logits(logits, SamplingConfig(top_p=p)).isfinite()
+        assert abs(int(stays.sum()) - needed) <= 1  # rounding
+        assert bool(stays[order[: needed - 1]].all())
+    both = filtered_logits(logits, SamplingConfig(top_k=40, top_p=0.9))
+    assert 0 < int(both.isfinite().sum()) <= 40
+
+
+def test_of_equal_tokens_the_first_stay():
+    assert kept([1.0] * 10, top_p=0.35) == {0, 1, 2, 3}
+    assert kept([1.0] * 10, typical_p=0.35) == {0, 1, 2, 3}
+    assert kept([2.0, 1.0, 2.0, 1.0, 1.0], top_p=0.8) == {0, 1, 2, 3}
+
+
+def test_filters_agree_with_transformers():
+    """Each as its peer defines it."""
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+
+    logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(1)) * 3
+    for config, peer in (
+        (SamplingConfig(top_k=7), TopKLogitsWarper(7)),
+        (SamplingConfig(top_p=0.8), TopPLogitsWarper(0.8)),
+        (SamplingConfig(min_p=0.1), MinPLogitsWarper(0.1)),
+        (SamplingConfig(typical_p=0.7), TypicalLogitsWarper(0.7)),
+    ):
+        assert filtered_logits(logits, config).isfinite().equal(peer(None, logits).isfinite())
+
+
+def test_penalties_agree_with_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(1, 30, generator=torch.Generator().manual_seed(1)) * 3
+    text = torch.tensor([[3, 3, 7, 29]])
+    seen = torch.zeros(30, dtype=torch.bool)
+    seen[text[0]] = True
+    expected = RepetitionPenaltyLogitsProcessor(1.4)(text, logits.clone())
+    torch.testing.assert_close(penalise_repetition(logits, seen, 1.4), expected)
+
+
 def test_rows_are_filtered_apart():
     logits = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
-    assert (filtered_logits(logits, 1.0, 1, 1.0) > -math.inf).tolist() == [[False, False, True], [True, False, False]]
+    stays = filtered_logits(logits, SamplingConfig(top_k=1)) > -math.inf
+    assert stays.tolist() == [[False, False, True], [True, False, False]]
 
 
 def test_temperature_zero_takes_the_largest():
@@ -101,7 +170,7 @@ def test_the_same_seed_draws_the_same():
 
 
 def test_the_most_probable_token_stays_however_small_p_is():
-    logits = filtered_logits(torch.tensor([[1.0, 3.0, 2.0]]), 1.0, 0, 0.0)
+    logits = filtered_logits(torch.tensor([[1.0, 3.0, 2.0]]), SamplingConfig(top_p=1e-9))
     assert logits.isfinite().tolist() == [[False, True, False]]
 
 
@@ -114,6 +183,14 @@ def test_the_most_probable_token_stays_however_small_p_is():
         {"temperature": -1.0},
         {"top_k": -1},
         {"max_tokens": 0},
+        {"min_p": 1.5},
+        {"typical_p": 0.0},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 3.0},
+        {"logit_bias": {"a": 1.0}},
+        {"stop": ("",)},
+        {"stop": ("a",) * 65},
+        {"top_logprobs": -1},
         {"seed": 2**63},
         {"seed": -1},
     ],

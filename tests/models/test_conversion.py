@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from parlance.core.errors import UserError
-from parlance.models.checkpoints import load_language_model, load_model, read_config, save_model
+from parlance.models.checkpoints import family_for, load_language_model, load_model, read_config, save_model
 from parlance.models.conversion import convert, convert_to_arpa, convert_to_llama2c, open_foreign
 from parlance.models.exact import ConditionalFrequencies
+from parlance.models.feedforward import FeedForwardConfig
 from parlance.models.llama2c import write_llama2c
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_arpa import write_arpa
+from parlance.models.recurrent import RecurrentConfig
 from parlance.models.tensor_files import stored_type
 from parlance.text.tokenizers import Tokenizer, train_tokenizer
 
@@ -117,6 +119,12 @@ def test_what_cannot_be_written_is_refused_before_anything_is(llama, tiny_transf
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"cannot be written as gpt2: it has parts that gpt2 has not .*llama"):
         convert(llama, out, family="gpt2")
+    for kind, other in (
+        (FeedForwardConfig(vocab_size=9, context_length=4, layers=1, width=8), "feedforward"),
+        (RecurrentConfig(vocab_size=9, layers=1, width=8), "recurrent"),
+    ):
+        with pytest.raises(UserError, match=f"it is of the kind {other}; it can be written as parlance-{other}"):
+            family_for(kind, "llama")
     with pytest.raises(UserError, match="'gtp2' is not a family this version writes"):
         convert(llama, out, family="gtp2")
     save_model(tmp_path / "qwen", tiny_transformer(), end_of_text=1, pad=2)

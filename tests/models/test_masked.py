@@ -73,9 +73,6 @@ def test_a_text_that_comes_with_its_beginning_is_not_given_it_again(encoder):
     model, tokens = MaskedLanguageModel(encoder, **WRAPPED), ids(2, 5)
     begun = torch.cat([torch.tensor([list(WRAPPED["before"])] * 2), tokens], 1)
     close(model.forward(begun)[0][:, len(WRAPPED["before"]) :], model.forward(tokens)[0])
-    tokens[1, 2] = MASK
-    begun[1, 2 + len(WRAPPED["before"])] = MASK
-    close(model.fill(torch.cat([begun, begun])), model.fill(torch.cat([tokens, tokens])))
 
 
 @torch.inference_mode()
@@ -91,38 +88,6 @@ def test_reading_in_pieces_equals_reading_at_once(encoder):
     rows = torch.tensor([1, 0, 1])
     _, state = model.forward(tokens[:, :5])
     close(model.forward(tokens[rows, 5:], state.select(rows))[0], whole[rows, 5:])
-
-
-def test_pseudo_log_probabilities_hide_each_token_in_turn(encoder):
-    model, tokens = MaskedLanguageModel(encoder, **WRAPPED), ids(3, 7)
-    lengths = [7, 1, 4]
-    mask = torch.arange(7) < torch.tensor(lengths)[:, None]
-    figures = model.pseudo_log_probs(tokens, mask)
-    assert figures.shape == (3, 7)
-    assert (figures[~mask] == 0).all()
-    for row, length in enumerate(lengths):
-        text = tokens[row, :length].tolist()
-        for t in range(length):
-            hidden = [*text[:t], MASK, *text[t + 1 :]]
-            close(figures[row, t], shown(encoder, hidden, t).log_softmax(-1)[text[t]])
-    close(model.pseudo_log_probs(tokens[:1]), figures[:1])
-    assert model.pseudo_log_probs(tokens[:, :0]).shape == (3, 0)
-
-
-def test_filling_in_gives_a_distribution_at_every_mask(encoder):
-    model, tokens = MaskedLanguageModel(encoder, **WRAPPED), ids(3, 8)
-    places = [(0, 0), (0, 5), (2, 2), (2, 3)]
-    for row, t in places:
-        tokens[row, t] = MASK
-    mask = torch.arange(8) < torch.tensor([8, 8, 6])[:, None]
-    log_probs = model.fill(tokens, mask)
-    assert log_probs.shape == (4, V)
-    close(log_probs.exp().sum(-1), torch.ones(4))
-    for found, (row, t) in zip(log_probs, places, strict=True):
-        text = tokens[row, : 6 if row == 2 else 8].tolist()
-        close(found, shown(encoder, text, t).log_softmax(-1))
-    with pytest.raises(UserError, match="nothing to fill in"):
-        model.fill(ids(2, 3))
 
 
 def test_it_generates_until_the_encoder_is_full(encoder):
@@ -155,7 +120,7 @@ def test_what_does_not_fit_is_refused(tiny_transformer):
             MaskedLanguageModel(encoder, **(WRAPPED | wrong))
 
 
-def test_pseudo_log_probabilities_are_those_of_transformers(tmp_path):
+def test_the_next_token_is_that_of_transformers(tmp_path):
     config = transformers.BertConfig(
         vocab_size=50,
         hidden_size=32,
@@ -172,11 +137,9 @@ def test_pseudo_log_probabilities_are_those_of_transformers(tmp_path):
     assert isinstance(encoder, Transformer)
     model = MaskedLanguageModel(encoder, vocab_size=50, mask_token=3, before=(1,), after=(2,))
     text = ids(11)
-    rows = text.repeat(11, 1)
-    rows[torch.arange(11), torch.arange(11)] = 3
-    wrapped = torch.cat([torch.full((11, 1), 1), rows, torch.full((11, 1), 2)], 1)
     with torch.inference_mode():
-        theirs = peer(input_ids=wrapped).logits[:, 1:-1].log_softmax(-1)
-    expected = theirs[torch.arange(11), torch.arange(11), text]
-    torch.testing.assert_close(model.pseudo_log_probs(text[None])[0], expected, atol=1e-4, rtol=1e-4)
-    assert float(expected.std()) > 0.05
+        found = model.forward(text[None])[0][0].log_softmax(-1)
+        for length in range(1, 12):
+            wrapped = torch.tensor([[1, *text[:length].tolist(), 3, 2]])
+            theirs = peer(input_ids=wrapped).logits[0, -2].log_softmax(-1)
+            torch.testing.assert_close(found[length - 1], theirs, atol=1e-4, rtol=1e-4)

@@ -82,7 +82,16 @@ def test_words_of_another_model_are_refused():
         score_sentences(b"a more", table, MODEL)
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "x\ny", "x\ny" * 9, "a"])
+@pytest.mark.parametrize("torn", ["a\fb", "\v", "a b", "a\t", "\0"])
+def test_words_that_no_text_has_are_left_out(torn):
+    table = word_table(["<unk>", "</s>", torn, "a", "b"], unknown=0, end=1)
+    assert score_sentences(f"a {torn} b".encode(), table, MODEL)[0].tolist() == [
+        *(3 if word == "a" else 4 for word in ["a", *torn.replace("\0", " ").split(), "b"]),
+        1,
+    ]
+
+
+@pytest.mark.parametrize("bad", ["", "x\ny", "x\ny" * 9, "a"])
 def test_vocabularies_that_text_cannot_spell_are_refused(bad):
-    with pytest.raises(UserError, match="is empty, holds white space or is there twice"):
+    with pytest.raises(UserError, match="is empty, holds a line break or is there twice"):
         word_table(["</s>", "a", bad, "z"], unknown=None, end=0)

@@ -14,7 +14,7 @@ from parlance.models.attention import causal_attention
 from parlance.models.padding import MULTIPLE, pad_right
 from parlance.models.positions import rotary_tables, rotate
 from parlance.models.transformer import Transformer
-from parlance.models.transformer_blocks import Layout, RMSNorm
+from parlance.models.transformer_blocks import LayerNorm, Layout, RMSNorm
 from parlance.models.transformer_config import TransformerConfig
 
 SHAPES = {
@@ -369,3 +369,21 @@ def test_tokens_on_the_cpu_reach_a_model_on_the_gpu(model):
     more, _ = model.forward(tokens[:, 12:], state)
     assert logits.device.type == more.device.type == "cpu"
     torch.testing.assert_close(torch.cat([logits, more], 1), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_norm_sums_its_gradients_in_bfloat16_as_exactly_as_a_product(bias):
+    """Of 4 096 tokens, against float32: torch's own kernel is off by 7 % and more."""
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(4096, 64, generator=generator) for _ in range(2))
+    norm = LayerNorm(64, 1e-5, bias=bias)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        out = norm(x.to(dtype))
+        norm.zero_grad()
+        out.backward(upstream.to(dtype))
+        gradients.append({name: value.grad.clone() for name, value in norm.named_parameters()})
+    for name, exact in gradients[0].items():
+        assert float((gradients[1][name] - exact).norm() / exact.norm()) < 0.01
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x.bfloat16()), out.detach(), atol=0.04, rtol=0.02)

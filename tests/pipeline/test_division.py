@@ -10,7 +10,7 @@ import pytest
 
 from parlance.core.errors import UserError
 from parlance.pipeline.division import divide_prompts, prompt_key
-from parlance.pipeline.stages import make_user_demonstrations, make_user_rankings
+from parlance.pipeline.stages.user_data import make_user_demonstrations, make_user_rankings
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -17,7 +17,7 @@ from parlance.models.masked import MaskedLanguageModel
 from parlance.pipeline.base_model import make_base
 from parlance.text.token_dataset import write_token_dataset
 from parlance.training.loop import Budget
-from parlance.training.pretraining import pretraining_config
+from parlance.training.pretraining_config import pretraining_config
 
 CPU = torch.device("cpu")
 SIZES = {"context_length": 32, "layers": 1, "width": 64, "batch_size": 2, "validation_tokens": 100, "pilot_share": 0.0}

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from parlance.pipeline.stages import derived_seed, fit_source, standardised
+from parlance.pipeline.stages.docstring_demonstrations import fit_source
+from parlance.pipeline.stages.policy import standardised
+from parlance.pipeline.stages.sampling import derived_seed
 
 
 def test_a_standardised_reward_has_mean_zero_and_deviation_one_on_its_references():

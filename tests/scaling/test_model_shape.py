@@ -28,6 +28,8 @@ KINDS: list[dict[str, Any]] = [
     {"gated_mlp": False, "activation": "gelu", "norm": "layer", "positions": "learned", "qk_norm": False},
     {"experts": 4, "experts_per_token": 2},
     {"experts": 4, "experts_per_token": 1, "expert_every": 2},
+    {"ngram_tables": ((2, 3000), (3, 500))},
+    {"sliding_window": 16, "full_attention_layers": (1, 3)},
 ]
 
 
@@ -48,7 +50,46 @@ def test_parameters_are_those_of_the_network(kind: dict[str, Any]) -> None:
         * 64
         * shape.mlp_width
     )
-    assert shape.parameters() - shape.active_parameters() == idle
+    tables = sum(rows for _, rows in model.config.ngram_tables) * 64
+    assert shape.parameters() - shape.active_parameters() == idle + tables
+
+
+WINDOWS: list[dict[str, Any]] = [
+    {"sliding_window": 5},
+    {"sliding_window": 7, "full_attention_layers": (0,)},
+    {"sliding_window": 1000},
+    {"sliding_window": 40, "ngram_tables": ((2, 100),)},
+]
+
+
+@pytest.mark.parametrize("kind", WINDOWS, ids=str)
+def test_windows_cost_the_keys_that_are_seen(tiny_transformer: MakeTransformer, kind: dict[str, Any]) -> None:
+    config = tiny_transformer(**kind).config
+    shape = shape_of(config)
+    assert shape.forward_flops_per_token(causal=True) == pytest.approx(config.forward_flops_per_token(shape.context))
+    pairs = 4.0 * config.heads * config.head_width
+    seen = [min(config.window(layer) or shape.context, shape.context) for layer in range(config.layers)]
+    assert shape.forward_flops_per_token() == 2.0 * shape.matrix_parameters() + pairs * sum(seen)
+    assert shape.key_value_bytes_per_sequence(4) == sum(seen) * 2 * 4 * shape.kv_heads * shape.head_width
+
+
+def test_an_encoder_sees_its_window_on_both_sides(tiny_transformer: MakeTransformer) -> None:
+    config = tiny_transformer(causal=False, sliding_window=3).config
+    positions = torch.arange(config.context_length)
+    seen = ((positions[:, None] - positions).abs() < 3).sum(1).max()
+    assert shape_of(config).window == int(seen)
+
+
+def test_tables_of_ngrams_keep_one_number_of_the_optimizer_and_a_few_rows_of_gradient() -> None:
+    plain = derive_shape(1e8)
+    with_tables = plain.model_copy(update={"ngram_rows": 10_000})
+    weights = 10_000 * plain.width
+    for layout in (Layout(micro_batch=4), Layout(micro_batch=4, shard=2, zero=3)):
+        before, after = (memory_of(shape, layout, "fp32", "adamw") for shape in (plain, with_tables))
+        assert after.weights - before.weights == pytest.approx(4 * weights)
+        assert after.optimizer - before.optimizer == pytest.approx(4 * weights)
+        assert after.gradients == before.gradients
+        assert after.activations == before.activations
 
 
 @pytest.mark.parametrize("kind", KINDS[:3], ids=str)

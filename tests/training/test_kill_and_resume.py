@@ -25,7 +25,8 @@ from parlance.finetuning.demonstrations import Demonstration
 from parlance.finetuning.supervised import FinetuningConfig, finetune
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training.loop import Budget
-from parlance.training.pretraining import PretrainingConfig, pretrain
+from parlance.training.pretraining import pretrain
+from parlance.training.pretraining_config import PretrainingConfig
 from parlance.training.trainer import TrainingConfig
 
 STEPS = 90

@@ -14,7 +14,7 @@ from parlance.text.token_dataset import TokenDataset, write_token_dataset
 from parlance.training.architectures import ARCHITECTURES
 from parlance.training.optimizers import Optimizer
 from parlance.training.presets import SPEEDRUN, preset
-from parlance.training.pretraining import PretrainingConfig, check, make_task, pretraining_config, shape
+from parlance.training.pretraining_config import PretrainingConfig, check, make_task, pretraining_config, shape
 from parlance.training.rates import parameter_groups
 from parlance.training.tasks import NextTokenTask
 from parlance.training.trainer import Trainer

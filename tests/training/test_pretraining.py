@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +14,20 @@ import torch
 from parlance.core.errors import Interrupted, UserError
 from parlance.core.metrics import MetricsLog
 from parlance.models.checkpoints import save_model
+from parlance.scaling.frontier import Run
+from parlance.scaling.pilot_law import PilotLaw
 from parlance.text.token_dataset import TokenDataset, write_token_dataset
-from parlance.training import loop, pilots, precision, pretraining, throughput
+from parlance.training import dial, loop, precision, run_plan, sized_run, throughput
 from parlance.training.architectures import ARCHITECTURES
 from parlance.training.checkpointing import TrainingStates
+from parlance.training.counted_loss import CountedLoss
+from parlance.training.dial import Candidate, measured_candidates
 from parlance.training.loop import Budget
 from parlance.training.objectives import LossTerms, NextTokenObjective, TokenBatch, mean_loss, packed_batch
-from parlance.training.pretraining import (
-    PretrainingConfig,
-    check,
-    choose_shape,
-    make_task,
-    pretrain,
-    seconds_per_token,
-    shape,
-)
-from parlance.training.pretraining_config import check_start
+from parlance.training.parallel import ALONE
+from parlance.training.pretraining import pretrain
+from parlance.training.pretraining_config import PretrainingConfig, check, check_start, make_task, shape
+from parlance.training.sized_run import Setting
 from parlance.training.tasks import Task
 from parlance.training.trainer import Trainer, TrainingConfig
 
@@ -97,21 +96,32 @@ def metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in clock} for row in rows if "validation_loss" in row]
 
 
+def without_clock(prediction: dict) -> dict:
+    """A prediction without the seconds that its pilots took."""
+    pilots = [{key: value for key, value in pilot.items() if key != "seconds"} for pilot in prediction["pilot"]]
+    return prediction | {"pilot": pilots}
+
+
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
 
 def test_pilots_predict_and_the_run_reaches(run, splits, tmp_path, capsys):
     result = run("base", Budget(steps=40), SMALL.model_copy(update={"pilot_share": 0.33}))
     prediction = result.prediction
-    assert [point["x"] for point in prediction["pilot"]] == [3 * 64, 13 * 64]
+    # A third of 40 steps, of which the pilots take a seventh, two and four; rounded down.
+    assert [point["x"] for point in prediction["pilot"]] == [1 * 64, 3 * 64, 7 * 64]
     assert prediction["planned_x"] == pytest.approx(40 * 64)
     assert prediction["reached_x"] == result.tokens == 40 * 64
     assert prediction["low"] < prediction["predicted_loss"] < prediction["high"]
-    first, second = (point["loss"] for point in prediction["pilot"])
-    assert math.log(260) > first > second > prediction["reached_loss"]
-    exponent = math.log(first / second) / math.log(13 / 3)
-    assert prediction["law"]["b"] == pytest.approx(exponent)
-    assert prediction["predicted_loss"] == pytest.approx(second * (40 / 13) ** -exponent)
+    losses = [point["loss"] for point in prediction["pilot"]]
+    assert math.log(260) > losses[0] > losses[1] > losses[2] > prediction["reached_loss"]
+    assert prediction["curve"][-1] == [prediction["planned_x"], prediction["predicted_loss"]]
+    assert prediction["curve"][0][0] == 64
+    # The law of the pilots, beside what counting reaches.
+    counted = CountedLoss(*splits, tokens=200, window=32, seed=3)
+    runs = [Run(point["parameters"], point["x"], point["loss"]) for point in prediction["pilot"]]
+    law = PilotLaw.fit(runs, [counted(run.tokens) for run in runs], counted.copying())
+    assert prediction["predicted_loss"] == law.interval(runs[0].parameters, 2560, counted(2560)).value
     assert result.choices == ["1 layers of width 64: as asked"]
     assert not result.compiled
     told = capsys.readouterr().err
@@ -137,13 +147,16 @@ def test_seeds_decide(run):
     assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_budget_too_small_for_two_pilots_goes_without_a_prediction(run, steps, capsys):
-    result = run("base", Budget(steps=steps), SMALL.model_copy(update={"pilot_share": 0.08}))
-    assert (result.prediction is None) == (steps < 3)
+@pytest.mark.parametrize(("steps", "lengths"), [(1, []), (8, []), (40, [1, 2]), (70, [1, 2, 4])])
+def test_pilots_take_no_more_than_their_share(run, steps, lengths, capsys):
+    result = run("base", Budget(steps=steps), SMALL.model_copy(update={"pilot_share": 0.1}))
+    assert (result.prediction is None) == (not lengths)
     assert result.tokens == steps * 64
-    if steps < 3:
-        assert "no prediction: the budget is too small for two pilots" in capsys.readouterr().err
+    if lengths:
+        assert sorted({point["steps"] for point in result.prediction["pilot"]}) == lengths
+        assert sum(lengths) <= 0.1 * steps
+    else:
+        assert "no prediction: the budget is too small for pilots" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -164,56 +177,91 @@ def step_seconds(monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(pretraining, "time", clock)
-    monkeypatch.setattr(pilots, "time", clock)
+    monkeypatch.setattr(run_plan, "time", clock)
     return lambda seconds: length.__setitem__(0, seconds)
 
 
 def test_a_budget_in_seconds_pays_for_its_pilots(run, step_seconds):
-    """At one second a step, 40 seconds are 5 and 20 steps of pilots and 15 of the run."""
+    """At one second a step, half of 42 seconds are 3, 6 and 12 steps of pilots, and 21 are left for the run."""
     step_seconds(1.0)
-    prediction = run("base", Budget(seconds=40.0)).prediction
-    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
-    assert prediction["planned_x"] == prediction["reached_x"] == 15 * 64
+    prediction = run("base", Budget(seconds=42.0)).prediction
+    assert [point["x"] for point in prediction["pilot"]] == [3 * 64, 6 * 64, 12 * 64]
+    assert prediction["planned_x"] == prediction["reached_x"] == 21 * 64
 
 
-@pytest.mark.parametrize("stop", [3, 5, 6, 17])
-def test_a_pilot_that_was_stopped_is_paid_once(run, step_seconds, monkeypatch, stop):
+@pytest.mark.parametrize(("stop", "step"), [(2, 2), (3, 3), (4, 1), (17, 8)])
+def test_a_pilot_that_was_stopped_is_paid_once(run, step_seconds, monkeypatch, stop, step):
     step_seconds(1.0)
     with monkeypatch.context() as patch:
         stop_in_step(patch, stop)
-        with pytest.raises(Interrupted, match=f"pilot stopped at step {stop if stop <= 5 else stop - 5}; its state is"):
-            run("base", Budget(seconds=40.0))
-    prediction = run("base", Budget(seconds=40.0), resume=True).prediction
-    assert [point["x"] for point in prediction["pilot"]] == [5 * 64, 20 * 64]
-    assert prediction["planned_x"] == pytest.approx(15 * 64, rel=0.01)
-    assert prediction["reached_x"] == 15 * 64
+        with pytest.raises(Interrupted, match=f"pilot stopped at step {step}; its state is"):
+            run("base", Budget(seconds=42.0))
+    prediction = run("base", Budget(seconds=42.0), resume=True).prediction
+    assert [point["x"] for point in prediction["pilot"]] == [3 * 64, 6 * 64, 12 * 64]
+    assert prediction["planned_x"] == pytest.approx(21 * 64, rel=0.01)
+    assert prediction["reached_x"] == 21 * 64
 
 
 def test_pilots_survive_any_number_of_stops(run, monkeypatch):
     """A run that is stopped in every second step ends, and as if it had not been stopped."""
-    whole = run("whole", Budget(steps=8))
+    whole = run("whole", Budget(steps=14))
     for attempt in range(6):
         with monkeypatch.context() as patch:
             stop_in_step(patch, 2)
             with pytest.raises(Interrupted):
-                run("stopped", Budget(steps=8), resume=attempt > 0)
-    resumed = run("stopped", Budget(steps=8), resume=True)
-    assert resumed.prediction == whole.prediction
+                run("stopped", Budget(steps=14), resume=attempt > 0)
+    resumed = run("stopped", Budget(steps=14), resume=True)
+    assert without_clock(resumed.prediction) == without_clock(whole.prediction)
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
 
 
-def test_steps_too_slow_for_two_different_pilots_go_without_a_prediction(run, step_seconds, capsys):
+def test_pilots_of_several_sizes_choose_one_and_predict_it(run, step_seconds, monkeypatch, tmp_path, capsys):
+    """The size that the speeds suggest and its neighbours; a resumed run measures and chooses nothing anew."""
+    step_seconds(1.0)
+    speeds = {64: 1e-4, 128: 1e-3, 192: 1.0}
+    monkeypatch.setattr(dial, "seconds_per_token", lambda model, _objective, _batch: speeds[model.config.width])
+    free = SMALL.model_copy(update={"layers": None, "width": None, "tokens_per_parameter": 1e-2})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 10)
+        with pytest.raises(Interrupted):
+            run("base", Budget(seconds=56.0), free)
+    monkeypatch.delattr(dial, "seconds_per_token")
+    prediction = run("base", Budget(seconds=56.0), free, resume=True).prediction
+    plan = json.loads((tmp_path / "base" / "training" / "plan.json").read_text())
+    assert [candidate["name"] for candidate in plan["candidates"]] == [
+        "1 layers of width 64",
+        "2 layers of width 128",
+        "3 layers of width 192",
+    ]
+    # 28 seconds of pilots in seven parts.
+    assert [(pilot["candidate"], pilot["steps"]) for pilot in plan["pilots"]] == [(0, 4), (1, 8), (1, 16)]
+    assert "seconds_per_token" in plan["candidates"][0]
+    chosen = plan["candidates"][plan["chosen"]]
+    told = capsys.readouterr().err
+    assert f"{chosen['name']}: pilots predict {prediction['predicted_loss']:.3f} nats per token for it" in told
+    assert len(prediction["pilot"]) + len(prediction["others"]) == 3
+    # By its speed: the first size is ten times as fast as the second, the third a thousand times as slow.
+    assert prediction["planned_x"] == pytest.approx(28 * 64 * {0: 10.0, 1: 1.0, 2: 1e-3}[plan["chosen"]])
+    assert prediction["reached_x"] == 28 * 64
+    others = told.split("for it (")[1].split(")")[0].split(", ")
+    assert len(others) == 2
+    assert all(prediction["predicted_loss"] < float(other.split()[-1]) + 1e-3 for other in others)
+
+
+def test_pilots_that_take_longer_than_planned_are_left_out(run, step_seconds, monkeypatch, capsys):
     step_seconds(30.0)
-    result = run("base", Budget(seconds=40.0))
-    assert (result.prediction, result.tokens) == (None, 64)
-    assert "no prediction" in capsys.readouterr().err
+    monkeypatch.setattr(dial, "seconds_per_token", lambda model, *_: model.matrix_parameters() * 1e-8)
+    free = SMALL.model_copy(update={"layers": None, "width": None, "tokens_per_parameter": 1e-3})
+    result = run("base", Budget(seconds=40.0), free)
+    assert len(result.prediction["pilot"] + result.prediction["others"]) == 1
+    assert result.tokens == 64
+    assert "pilots take longer than planned: the rest of them is left out" in capsys.readouterr().err
 
 
 def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seconds, monkeypatch):
     step_seconds(1.0)
     monkeypatch.setattr(
-        pretraining, "seconds_per_token", lambda model, _objective, _batch: model.config.matrix_parameters() * 2e-11
+        dial, "seconds_per_token", lambda model, _objective, _batch: model.config.matrix_parameters() * 2e-11
     )
     free = SMALL.model_copy(update={"layers": None, "width": None, "pilot_share": 0.0, "tokens_per_parameter": 0.5})
     with monkeypatch.context() as patch:
@@ -221,7 +269,7 @@ def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seco
         with pytest.raises(Interrupted):
             run("base", Budget(seconds=3.0), free)
     # A resumed run keeps the size, even where the machine is slower now.
-    monkeypatch.setattr(pretraining, "seconds_per_token", lambda _model, _objective, _batch: 1e9)
+    monkeypatch.setattr(dial, "seconds_per_token", lambda _model, _objective, _batch: 1e9)
     result = run("base", Budget(seconds=3.0), free, resume=True)
     fitting = [rung for rung in LADDER if 3.0 / (shape(*rung, 260, SMALL).matrix_parameters() ** 2 * 2e-11) >= 0.5]
     assert (result.model.config.layers, result.model.config.width) == fitting[-1] != LADDER[0]
@@ -232,23 +280,22 @@ def test_with_a_budget_in_seconds_the_size_is_chosen_by_measuring(run, step_seco
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [2, 4, 9, 14], ids=["first pilot", "second pilot", "run", "late in the run"])
+@pytest.mark.parametrize("stop", [1, 2, 6, 9, 18], ids=["first", "second", "third pilot", "run", "late in the run"])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch, stop):
-    """12 steps; the pilots take steps 1 to 2 and 3 to 8 of the process, the run the twelve behind them."""
-    config = SMALL.model_copy(update={"pilot_share": 0.5})
-    whole = run("whole", Budget(steps=12), config)
+    """14 steps; the pilots take steps 1, 2 to 3 and 4 to 7 of the process, the run the 14 behind them."""
+    whole = run("whole", Budget(steps=14))
     with monkeypatch.context() as patch:
         stop_in_step(patch, stop)
         with pytest.raises(Interrupted):
-            run("stopped", Budget(steps=12), config)
+            run("stopped", Budget(steps=14))
     trained = []
     original = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, progress: trained.append(progress) or original(self, progress))
-    resumed = run("stopped", Budget(steps=12), config, resume=True)
+    resumed = run("stopped", Budget(steps=14), resume=True)
     # What was done is not done again, in pilots neither.
-    assert len(trained) == 8 + 12 - stop
+    assert len(trained) == 7 + 14 - stop
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
-    assert resumed.prediction == whole.prediction
+    assert without_clock(resumed.prediction) == without_clock(whole.prediction)
     assert (resumed.tokens, resumed.choices) == (whole.tokens, whole.choices)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
@@ -310,7 +357,7 @@ def test_a_resume_with_another_configuration_says_what_has_changed(run, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [("{}", "it lacks asked, choices"), (None, "is missing beside its resume")]
+    ("damage", "told"), [("{}", "it lacks asked, candidates"), (None, "is missing beside its resume")]
 )
 def test_a_plan_that_is_damaged_or_gone_costs_no_states(run, monkeypatch, tmp_path, damage, told):
     quick = SMALL.model_copy(update={"pilot_share": 0.0})
@@ -354,7 +401,7 @@ def test_a_budget_in_tokens_is_that_many_steps(run):
     config = SMALL.model_copy(update={"pilot_share": 0.4})
     by_tokens, by_steps = run("tokens", Budget(tokens=20 * 64), config), run("steps", Budget(steps=20), config)
     assert by_tokens.steps == 20
-    assert by_tokens.prediction == by_steps.prediction
+    assert by_tokens.prediction["planned_x"] == by_steps.prediction["planned_x"] == by_tokens.tokens
     torch.testing.assert_close(by_tokens.model.state_dict(), by_steps.model.state_dict(), atol=0, rtol=0)
 
 
@@ -399,7 +446,7 @@ def test_mfu_counts_by_one_definition(run, monkeypatch):
     """6 N + 12 L H E T of the windows that are trained on, over the peak."""
     counted = []
     monkeypatch.setattr(
-        pretraining, "Speed", lambda flops, *rest: counted.append(flops) or throughput.Speed(flops, *rest)
+        sized_run, "Speed", lambda flops, *rest: counted.append(flops) or throughput.Speed(flops, *rest)
     )
     quick = SMALL.model_copy(update={"pilot_share": 0.0, "training_length": 8})
     model = run("base", Budget(steps=1), quick).model
@@ -490,14 +537,31 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_run_goes_on(run, monkeypatc
 # --- size ------------------------------------------------------------------------------------------------------------
 
 
+def setting_of(splits, config: PretrainingConfig, folder: Path) -> Setting:
+    """What a run of one process is given."""
+    return Setting(*splits, folder, config, 260, 0, CPU, torch.float32, None, ALONE, math.inf, None, None)
+
+
+def sized(splits, config: PretrainingConfig, seconds: float) -> tuple[Any, str]:
+    """The configuration that the speeds alone choose, and why."""
+    found, middle, reason = measured_candidates(setting_of(splits, config, Path("none")), seconds)
+    assert len(found) <= 3
+    return shape_of(found[middle], config), reason
+
+
+def shape_of(candidate: Candidate, config: PretrainingConfig) -> Any:
+    """A candidate's configuration."""
+    return ARCHITECTURES[config.architecture].configuration.model_validate(candidate.model)
+
+
 def test_larger_budgets_get_larger_models(splits, monkeypatch):
     """With a speed that falls with the size as a nanosecond a parameter, the right rung is known by hand."""
-    monkeypatch.setattr(pretraining, "seconds_per_token", lambda model, *_: model.matrix_parameters() * 1e-9)
-    monkeypatch.setattr(pretraining, "_fresh", lambda config, *_: config)
+    monkeypatch.setattr(dial, "seconds_per_token", lambda model, *_: model.matrix_parameters() * 1e-9)
+    monkeypatch.setattr(Setting, "fresh", lambda _self, config: config)
     chosen = []
     for seconds in (1e-3, 1.0, 100.0, 1e4, 1e9):
         half = PretrainingConfig(context_length=32, batch_size=2, tokens_per_parameter=0.5)
-        config, reason = choose_shape(splits[0], half, 260, seconds, CPU)
+        config, reason = sized(splits, half, seconds)
         rung = (config.layers, config.width)
         # tokens / N = seconds / (N^2 * 1e-9) must be at least 0.5.
         fitting = [
@@ -521,15 +585,15 @@ def test_measuring_stops_at_the_first_size_that_is_too_slow(splits, monkeypatch)
         measured.append(model.config.layers)
         return 1.0
 
-    monkeypatch.setattr(pretraining, "seconds_per_token", slow)
-    config, _ = choose_shape(splits[0], PretrainingConfig(context_length=32), 260, 10.0, CPU)
+    monkeypatch.setattr(dial, "seconds_per_token", slow)
+    config, _ = sized(splits, PretrainingConfig(context_length=32), 10.0)
     assert (config.layers, measured) == (1, [1, 2])
 
 
 def test_speed_is_positive_and_leaves_no_gradient(tiny_transformer, splits):
     model, batch = tiny_transformer(), task_of(SMALL).validation(splits[1], SMALL.validation_tokens, CPU)[0]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert 0 < seconds_per_token(model, NextTokenObjective(), batch) < 1
+    assert 0 < dial.seconds_per_token(model, NextTokenObjective(), batch) < 1
     assert all(value.grad is None for value in model.parameters())
     torch.testing.assert_close(model.state_dict(), before, atol=0, rtol=0)
 
@@ -644,13 +708,13 @@ def test_noise_is_resumed_exactly(run, splits, tmp_path, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "recurrent-attention"])
 def test_every_kind_is_sized_by_a_time_budget(splits, monkeypatch, kind):
-    monkeypatch.setattr(pretraining, "seconds_per_token", lambda *_arguments: 1e-6)
+    monkeypatch.setattr(dial, "seconds_per_token", lambda *_arguments: 1e-6)
     config = SMALL.model_copy(update={"architecture": kind, "layers": None, "width": None})
     for seconds, rung in ((1e-6, 0), (1e9, -1)):
         if rung == -1:
             # The largest are only compared, never made.
-            monkeypatch.setattr(pretraining, "_fresh", lambda *_arguments: Featherweight())
-        chosen, reason = choose_shape(splits[0], config, 260, seconds, CPU)
+            monkeypatch.setattr(Setting, "fresh", lambda *_arguments: Featherweight())
+        chosen, reason = sized(splits, config, seconds)
         layers, width = ARCHITECTURES[kind].ladder[rung]
         assert chosen == shape(layers, width, 260, config)
         assert reason.startswith(f"{layers} layers of width {width}: this machine trains it at 1,000,000 tokens/s")

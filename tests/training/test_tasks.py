@@ -2,6 +2,7 @@
 
 import math
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,28 +109,37 @@ def test_the_whole_split_with_noise_is_what_validation_reads_first(task, dataset
     batches = [make() for make in task.whole(dataset, CPU)]
     checks = task.validation(dataset, len(dataset.tokens), CPU)
     assert len(checks) == (len(dataset.tokens) - 1) // T // B
+    assert len(batches) > len(checks)
     for one, other in zip(batches, checks, strict=False):
         assert all(torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
 
 
+@pytest.mark.parametrize("rest", [0, 1, 2, T - 1])
 @pytest.mark.parametrize("rows", [2, B, 5, 10**6])
 @pytest.mark.parametrize("kind", TASKS)
-def test_the_whole_split_with_noise_has_every_window_once(dataset, kind, rows):
-    """Also where the last batch is not full, and where the split is less than one."""
+def test_the_whole_split_with_noise_has_every_token_once(dataset, kind, rows, rest):
+    """Also where the last batch is not full, where the split is less than one, and behind the last whole window."""
     masked = MaskedTokenTask(rows, T, mask_token=V, vocab_size=V)
     task = masked if kind == "masked" else DenoisingTask(rows, T, TASKS["denoising"].tokens)
-    count = (len(dataset.tokens) - 1) // T
-    assert count % 5
-    if rows > count:
-        rows = count + 3
-        task.batch_size = rows
-    batches = [make() for make in task.whole(dataset, CPU)]
-    assert len(batches) == math.ceil(count / rows)
+    count = 11
+    split = SimpleNamespace(tokens=dataset.tokens[: count * T + rest])
+    rows = min(rows, count + 3)
+    task.batch_size = rows
+    batches = [make() for make in task.whole(split, CPU)]
     read = [window for batch in batches for window in windows(batch)]
-    assert read[:count] == [dataset.tokens[start : start + T].tolist() for start in range(0, count * T, T)]
+    whole = split.tokens[: count * T].reshape(count, T).tolist()
+    assert read[:count] == whole
     if kind == "masked":
+        assert len(batches) == math.ceil((count + (rest > 0)) / rows)
         assert {len(batch) for batch in batches} == {rows}
-        assert sum(int((batch.targets != IGNORE).sum()) for batch in batches) > 0
-        assert all((batch.targets[count - number * rows :] == IGNORE).all() for number, batch in enumerate(batches))
+        said = torch.cat([batch.targets for batch in batches]) != IGNORE
+        asked = said[:count].sum(1)
+        assert len(set(asked.tolist())) == 1
+        assert asked[0] > 0
+        assert not said[count + (rest > 0) :].any()
+        if rest:
+            assert read[count][-rest:] == split.tokens[-rest:].tolist()
+            assert not said[count, : T - rest].any()
+            assert said[count].any() or rest < T - 1
     else:
-        assert len(read) == count
+        assert read[count:] == ([split.tokens[-max(2, rest) :].tolist()] if rest else [])

@@ -46,7 +46,7 @@ def align(
     from parlance.core.metrics import MetricsLog
     from parlance.inference.model import resolve_model_folder
     from parlance.pipeline.recipe import PolicyConfig
-    from parlance.pipeline.stages import make_policy
+    from parlance.pipeline.stages.policy import make_policy
 
     config = override(PolicyConfig(), assignments or [])
     limit, start, place = inputs.stage_budget(budget, steps), resolve_model_folder(model), inputs.torch_device(device)

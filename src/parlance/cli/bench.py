@@ -40,7 +40,7 @@ def ladder(
     from parlance.core.artifacts import read_json
     from parlance.core.config import override, parse_duration
     from parlance.pipeline.ladder import LadderConfig, run_ladder
-    from parlance.pipeline.stages import make_corpus
+    from parlance.pipeline.stages.corpus import make_corpus
     from parlance.text.preparation import PreparationConfig
 
     config = override(LadderConfig(seconds=parse_duration(budget)), assignments or [])

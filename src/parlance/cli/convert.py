@@ -13,11 +13,17 @@ def convert(
         Path,
         typer.Argument(metavar="SRC", help="A checkpoint folder, .bin of llama2.c, .arpa, or a CharRNN folder."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="The new folder (or file, for llama2c and arpa).")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The new folder (or file, for gguf, llama2c and arpa).")],
     to: Annotated[
-        Literal["huggingface", "llama2c", "arpa"],
-        typer.Option("--to", help="A checkpoint folder, a llama2.c file, or (of an n-gram model) ARPA text."),
+        Literal["huggingface", "gguf", "llama2c", "arpa"],
+        typer.Option(
+            "--to", help="A checkpoint folder, a file for llama.cpp or llama2.c, or (of an n-gram model) ARPA text."
+        ),
     ] = "huggingface",
+    type: Annotated[
+        Literal["f16", "q8_0", "q4_0"],
+        typer.Option("--type", help="Type of the matrices of a gguf file: 16-bit numbers, or 8- or 4-bit integers."),
+    ] = "f16",
     family: Annotated[
         str | None, typer.Option("--family", metavar="NAME", help="Write as this family; none: as the source is.")
     ] = None,
@@ -33,14 +39,16 @@ def convert(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write a checkpoint in another form: another family, another type of number, several files, or from and to
-    llama2.c and ARPA files.
+    """Write a checkpoint in another form: another family, another type of number, several files, a GGUF file for
+    llama.cpp with tokenizer and chat template, or from and to llama2.c and ARPA files.
 
     What is written computes what the source computes. Nothing is overwritten.
 
     Example: parlance convert stories260K.bin stories --tokenizer tok512.bin
 
     Example: parlance convert my-model half --dtype bfloat16
+
+    Example: parlance convert my-model my-model.gguf --to gguf --type q8_0
     """
     from parlance.cli import output
     from parlance.core.errors import UserError
@@ -54,11 +62,28 @@ def convert(
 
     if not is_foreign(source):
         source = resolve_model_folder(source)
-    if to != "huggingface":
+    if to != "huggingface" and (family is not None or dtype is not None or tokenizer is not None):
+        raise UserError("--family, --dtype and --tokenizer belong to --to huggingface")
+    if to != "gguf" and type != "f16":
+        raise UserError("--type belongs to --to gguf")
+    if to == "gguf":
+        from parlance.core.progress import say
+        from parlance.inference.model import tokenizer_of
+        from parlance.models.checkpoints import read_values
+        from parlance.models.gguf import convert_to_gguf
+
+        if is_foreign(source):
+            raise UserError(f"{source} is no checkpoint folder: make one with parlance convert {source} DIR first")
+        opened = tokenizer_of(source, str(read_values(source).get("model_type")))
+        facts = convert_to_gguf(source, opened, out, type)
+        if not facts["same_tokens"]:
+            say(
+                "llama.cpp has no rule for where this tokenizer cuts and will divide some texts into other tokens; a "
+                "tokenizer of `parlance tokenizer train --pattern gpt4` has one"
+            )
+    elif to != "huggingface":
         from parlance.models.conversion import convert_to_arpa, convert_to_llama2c
 
-        if family is not None or dtype is not None or tokenizer is not None:
-            raise UserError("--family, --dtype and --tokenizer belong to --to huggingface")
         facts = (convert_to_llama2c if to == "llama2c" else convert_to_arpa)(source, out)
     else:
         import torch

@@ -40,7 +40,7 @@ def finetune(
     from parlance.core.metrics import MetricsLog
     from parlance.finetuning.supervised import FinetuningConfig
     from parlance.inference.model import resolve_model_folder
-    from parlance.pipeline.stages import make_instructed
+    from parlance.pipeline.stages.instruction import make_instructed
 
     config = override(FinetuningConfig(), assignments or [])
     limit, base, place = inputs.stage_budget(budget, steps), resolve_model_folder(model), inputs.torch_device(device)

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     import torch
 
     from parlance.alignment.reward import Reward
+    from parlance.inference.constraints import Constraint
+    from parlance.inference.model import Model
     from parlance.inference.sampling import SamplingConfig
     from parlance.models.ngram_smoothing import NGramTraining
     from parlance.pipeline.recipe import Recipe
     from parlance.text.preparation import PreparationConfig
     from parlance.text.tokenizers import Tokenizer
     from parlance.training.loop import Budget
-    from parlance.training.pretraining import PretrainingConfig
+    from parlance.training.pretraining_config import PretrainingConfig
 
 STEP_NAMES = ("pretrain", "sft", "reward", "ppo")
 
@@ -231,7 +233,7 @@ def tokenizer_for(choice: str, corpus: Path, keep: Path) -> "Tokenizer":
 
 def demonstrations_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) -> Path:
     """A folder with train.jsonl and validation.jsonl: `data` itself, or `keep`, where a file is divided into them."""
-    from parlance.pipeline.stages import make_user_demonstrations
+    from parlance.pipeline.stages.user_data import make_user_demonstrations
 
     if (data / "train.jsonl").is_file():
         return data
@@ -242,7 +244,7 @@ def demonstrations_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) 
 
 def rankings_folder(data: Path, keep: Path, *, skip_bad: bool, seed: int) -> Path:
     """A folder with train.jsonl and test.jsonl: `data` itself, or `keep`, where a file is divided into them."""
-    from parlance.pipeline.stages import make_user_rankings
+    from parlance.pipeline.stages.user_data import make_user_rankings
 
     if (data / "train.jsonl").is_file():
         return data
@@ -269,15 +271,47 @@ def reward_of(choice: str) -> "Path | Reward":
 
 
 def sampling_of(
-    *, max_tokens: int, temperature: float, top_k: int, top_p: float, overflow: str, seed: int
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    overflow: str,
+    seed: int,
+    stop: Sequence[str] = (),
+    assignments: Sequence[str] = (),
 ) -> "SamplingConfig":
     """How tokens are drawn, as the options say."""
-    from parlance.core.config import parse_config
+    from parlance.core.config import override, parse_config
     from parlance.inference.sampling import SamplingConfig
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    values = {"max_tokens": max_tokens, "overflow": overflow, **drawn}
-    return parse_config(SamplingConfig, values, where="options")
+    values = {"max_tokens": max_tokens, "overflow": overflow, "stop": tuple(stop), **drawn}
+    return override(parse_config(SamplingConfig, values, where="options"), assignments)
+
+
+def constraint_of(
+    schema: Path | None, expression: str | None, choices: str | None, model: "Model"
+) -> "Constraint | None":
+    """The form that --json-schema, --regex or --choices asks for; None without any."""
+    from parlance.inference.constraints import choice, json_schema, regular_expression
+
+    if sum(given is not None for given in (schema, expression, choices)) > 1:
+        raise UserError("give one of --json-schema, --regex and --choices")
+    if schema is not None:
+        return json_schema(_read_schema(schema), model.tokenizer, model.stop)
+    if expression is not None:
+        return regular_expression(expression, model.tokenizer, model.stop)
+    return None if choices is None else choice(choices.split(","), model.tokenizer, model.stop)
+
+
+def _read_schema(path: Path) -> "dict[str, Any] | bool":
+    from parlance.core.artifacts import read_json
+
+    schema = read_json(path)
+    if not isinstance(schema, dict | bool):
+        raise UserError(f"{path} is not a JSON schema: it holds no JSON object")
+    return schema
 
 
 def corpus_folder(folder: Path) -> Path:
@@ -318,7 +352,7 @@ def training_for(
 ) -> "PretrainingConfig | NGramTraining | None":
     """The settings for `--model`, with --preset, --order and --set applied; None: there are none (exact)."""
     from parlance.core.config import override
-    from parlance.training.pretraining import check
+    from parlance.training.pretraining_config import check
 
     if model in ("exact", "ngram") and preset != "standard":
         raise UserError(f"--preset {preset} is for networks; --model {model} is counted")
@@ -343,7 +377,7 @@ def pretraining_for(model: str, preset: str = "standard") -> "PretrainingConfig"
     from parlance.core.config import parse_config
     from parlance.training import presets
     from parlance.training.architectures import ARCHITECTURES, read_model_file
-    from parlance.training.pretraining import PretrainingConfig
+    from parlance.training.pretraining_config import PretrainingConfig
 
     for kind in ARCHITECTURES:
         if model == kind:

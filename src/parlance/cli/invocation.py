@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from parlance.core.errors import Interrupted
+from parlance.core.errors import Interrupted, UserError
 
 
 def program() -> str:
@@ -26,6 +26,22 @@ def program() -> str:
 def command_line() -> str:
     """This process's command, as it is recorded for reproduction."""
     return shlex.join(["parlance", *(word for word in sys.argv[1:] if word not in ("--debug", "--resume"))])
+
+
+def told_elsewhere() -> bool:
+    """Whether another process on this machine, started with the same words, says what is wrong with them."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+@contextmanager
+def first_tells() -> Iterator[None]:
+    """A mistake in the words of the command line, found in the block by all processes of a machine, is told by one."""
+    try:
+        yield
+    except UserError:
+        if told_elsewhere():
+            raise SystemExit(2) from None
+        raise
 
 
 @contextmanager

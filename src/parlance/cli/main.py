@@ -29,12 +29,14 @@ from parlance.cli import (
     generate,
     plan,
     pretrain,
+    quantize,
     reward,
     run,
     score,
+    serve,
     tokenizer,
 )
-from parlance.cli.invocation import program
+from parlance.cli.invocation import first_tells, program, told_elsewhere
 from parlance.cli.options import help_of
 from parlance.core.errors import Interrupted, UserError
 
@@ -69,7 +71,9 @@ _COMMANDS: dict[str, tuple[str, Callable[..., None] | typer.Typer]] = {
     "generate": ("Use a model", generate.generate),
     "score": ("Use a model", score.score),
     "chat": ("Use a model", chat.chat),
+    "serve": ("Use a model", serve.serve),
     "convert": ("Use a model", convert.convert),
+    "quantize": ("Use a model", quantize.quantize),
     "plan": ("Plan", plan.plan),
     "bench": ("Compare", bench.app),
 }
@@ -126,7 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     """Parse and carry out; a return value of 130 is an interruption that no stage turned into `Interrupted`."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ and words[:1] not in (["pretrain"], []):
-        raise UserError(f"{words[0]} is done by one process: start it without torchrun (only pretrain takes several)")
+        with first_tells():
+            raise UserError(
+                f"{words[0]} is done by one process: start it without torchrun (only pretrain takes several)"
+            )
     command = typer.main.get_command(app)
     code = command.main(words or ["--help"], prog_name="parlance", standalone_mode=False)
     try:
@@ -147,6 +154,8 @@ def _explain(error: Exception, words: list[str]) -> int:
         return 130
     if isinstance(error, UserError):
         _tell("error: " + " ".join(line.strip() for line in str(error).splitlines()))
+        return 2
+    if isinstance(error, typer.TyperException) and told_elsewhere():
         return 2
     if isinstance(error, typer.TyperException):
         message = " ".join(error.format_message().split()).rstrip(".")

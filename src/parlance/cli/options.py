@@ -66,9 +66,11 @@ Precision = Annotated[
     ),
 ]
 Overflow = Annotated[
-    Literal["error", "slide"],
+    Literal["error", "truncate", "slide"],
     typer.Option(
-        "--overflow", help="A text longer than the model's context: refuse it and stop there, or forget its beginning."
+        "--overflow",
+        help="A text longer than the model's context: refuse it and stop there; cut the beginning off the prompt and "
+        "stop there; or forget the beginning again and again.",
     ),
 ]
 ModelFolder = Annotated[

@@ -28,7 +28,12 @@ def print_plan(plan: "Plan", size: "Size", surface: "LossSurface | None", *, jso
         return
     shape = plan.shape
     experts = f", {shape.experts} experts, {shape.experts_per_token} a token" if shape.experts > 1 else ""
-    active = f" ({form.magnitude(plan.shape.active_parameters())} a token)" if shape.experts > 1 else ""
+    if shape.window is not None:
+        experts += f", window {shape.window}" + (f" but for {shape.full_layers} layers" if shape.full_layers else "")
+    if shape.ngram_rows:
+        experts += f", {form.count(shape.ngram_rows)} rows of n-grams"
+    met = shape.active_parameters()
+    active = f" ({form.magnitude(met)} a token)" if met < shape.parameters() else ""
     dollars = "no price known: give --price"
     if plan.cost is not None:
         origin = "given" if plan.price != plan.accelerator.price else plan.accelerator.price_source

@@ -79,32 +79,34 @@ def pretrain(
     from parlance.core.errors import UserError
     from parlance.text.token_dataset import tokenize_corpus
     from parlance.training.parallel import ParallelConfig, started
-    from parlance.training.pretraining_config import PretrainingConfig, check_start, check_text
+    from parlance.training.pretraining_config import PretrainingConfig, check_start, check_text, divisible_sizes
 
-    inputs.corpus_folder(corpus)
-    config = inputs.training_for(model, order, assignments or [], preset)
-    if not isinstance(config, PretrainingConfig):
-        if any(value is not None for value in (budget, steps, tokens, until_loss)):
-            raise UserError(f"--model {model} takes no --budget and no --steps: it is counted once")
-        limit = None
-    elif order is not None:
-        raise UserError("--order belongs to --model ngram")
-    else:
-        limit = inputs.stage_budget(budget, steps, tokens, until_loss)
-    decided = {"corpus": str(corpus), "model": model, "tokenizer": tokenizer, "order": order, "seed": seed}
-    settings = {
-        "budget": None if limit is None else limit.model_dump(),
-        # A run may go on with another number of processes, divided in another way.
-        "config": None if config is None else config.model_dump(mode="json", exclude={"parallel"}),
-    }
-    place = inputs.torch_device(device)
-    if isinstance(config, PretrainingConfig) and limit is not None:
-        check_start(config, limit, place)
-        check_text(corpus, config.context_length)
+    with invocation.first_tells():
+        inputs.corpus_folder(corpus)
+        config = inputs.training_for(model, order, assignments or [], preset)
+        if not isinstance(config, PretrainingConfig):
+            if any(value is not None for value in (budget, steps, tokens, until_loss)):
+                raise UserError(f"--model {model} takes no --budget and no --steps: it is counted once")
+            limit = None
+        elif order is not None:
+            raise UserError("--order belongs to --model ngram")
+        else:
+            limit = inputs.stage_budget(budget, steps, tokens, until_loss)
+        decided = {"corpus": str(corpus), "model": model, "tokenizer": tokenizer, "order": order, "seed": seed}
+        settings = {
+            "budget": None if limit is None else limit.model_dump(),
+            # A run may go on with another number of processes, divided in another way.
+            "config": None if config is None else config.model_dump(mode="json", exclude={"parallel"}),
+        }
+        place = inputs.torch_device(device)
+        if isinstance(config, PretrainingConfig) and limit is not None:
+            check_start(config, limit, place)
+            check_text(corpus, config.context_length)
     parallel = config.parallel if isinstance(config, PretrainingConfig) else ParallelConfig()
     with invocation.resumable(), started(parallel.timeout_minutes, place) as world, ExitStack() as opened:
-        parallel.sizes(world.size)
-        if world.size > 1 and not isinstance(config, PretrainingConfig):
+        if isinstance(config, PretrainingConfig):
+            divisible_sizes(config, world.size)
+        elif world.size > 1:
             raise UserError(f"--model {model} is counted by one process: start it without torchrun")
         folder = StageFolder(out, "pretrain", decided | settings, resume=resume)
 
@@ -119,11 +121,11 @@ def pretrain(
         if not world.share(folder.finished is not None):
             encoder = inputs.tokenizer_for(tokenizer, corpus, out / "tokenizer")
             if config is None:
-                from parlance.pipeline.stages import make_exact
+                from parlance.pipeline.stages.corpus import make_exact
 
                 facts = make_exact(out / "tokens", encoder, out / "exact")
             elif not isinstance(config, PretrainingConfig):
-                from parlance.pipeline.stages import make_ngram
+                from parlance.pipeline.stages.corpus import make_ngram
 
                 facts = make_ngram(out / "tokens", encoder, out / "ngram", config)
             else:

@@ -40,7 +40,7 @@ def reward(
     from parlance.core.config import override
     from parlance.core.metrics import MetricsLog
     from parlance.inference.model import resolve_model_folder
-    from parlance.pipeline.stages import make_reward
+    from parlance.pipeline.stages.reward import make_reward
 
     config = override(RewardModelConfig(), assignments or [])
     limit, start, place = inputs.stage_budget(budget, steps), resolve_model_folder(model), inputs.torch_device(device)

@@ -1,6 +1,11 @@
 """A model -> tokens.
 
-- `model`: `load(path)`, `Model` with `generate`, `chat`, `score`
-- `generation`: `stream(model, prompt, SamplingConfig(), stop)`, `generate_batch`
-- `sampling`: `SamplingConfig`, `sample`, `filtered_logits`; `scoring`: `document_log_probs`
+- `model`: `load(path)`, `Model` with `generate`, `chat`, `score`, `embed`, `best_of`, `beam_search`
+- `generation`: `draws(model, prompt, SamplingConfig(), stop)`, `stream`, `generate_batch`; `reading`: `Reader`
+- `sampling`: `SamplingConfig`, `sample`, `filtered_logits`; `sampler`: `Sampler`, the draws of one text
+- `constraints`: `json_schema`, `regular_expression`, `choice`; `text_stream`: `TextStream`, stop strings
+- `speculative`: `PromptLookup`, `NGramDrafter`, `ModelDrafter`; `beam`: `beam_search`
+- `engine`: `open_engine(model)`, `Engine`; `requests`: `Request`, `Stream`; `backends`, `kernels`: what computes
+- `quantisation`: `quantise(...)`, models of whole numbers
+- `scoring`: `document_log_probs`
 """

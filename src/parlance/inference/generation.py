@@ -1,10 +1,12 @@
 """Generation: one sequence from any language model, or a batch of unequal prompts from a Transformer.
 
+for draw in draws(model, prompt_ids, SamplingConfig(max_tokens=20), stop={end_of_text}): ...
 for token in stream(model, prompt_ids, SamplingConfig(max_tokens=20), stop={end_of_text}): ...
 responses = generate_batch(model, [[1, 2, 3], [4, 5]], SamplingConfig(max_tokens=20), stop={end_of_text})
+
+`draws` obeys everything in `SamplingConfig` but stop strings, which are about text (`text_stream.py`).
 """
 
-import sys
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +14,11 @@ from typing import Literal
 import torch
 
 from parlance.core.errors import UserError
+from parlance.inference.constraints import Constraint
+from parlance.inference.reading import Reader, checked_prompt, room_behind
+from parlance.inference.sampler import Draw, Sampler
 from parlance.inference.sampling import SamplingConfig, sample
-from parlance.models.conditional import ConditionalLanguageModel
+from parlance.inference.speculative import Drafter, Proposal, judged
 from parlance.models.contract import LanguageModel
 from parlance.models.transformer import Transformer
 
@@ -21,7 +26,63 @@ Ending = Literal["stop", "max_tokens", "context"]
 """Why a text ended: a stop token was drawn, `max_tokens` are written, or the model's context is full."""
 
 
-@torch.inference_mode()
+def draws(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    stop: Collection[int],
+    vocab_size: int | None = None,
+    *,
+    constraint: Constraint | None = None,
+    drafter: Drafter | None = None,
+) -> Generator[Draw, None, Ending]:
+    """Yield what is drawn, and return why there is no more; a token of `stop` is not yielded.
+
+    Where the context is full, generation ends or, with `overflow="slide"`, goes on from the second half of the context.
+    An encoder-decoder reads the prompt as its source. `vocab_size`: only ids below it are drawn (that of a tokenizer
+    smaller than the model). `constraint`: the form of the text; it ends where the form is complete and leaves no
+    choice. `drafter`: guesses ahead (`speculative.py`), which the model checks several at a time. Raises UserError when
+    the prompt is empty, holds an id outside the vocabulary, or leaves no room, and where a form becomes too complex.
+    """
+    reader = Reader(model, prompt, config)
+    sampler = Sampler(config, prompt, vocab_size=vocab_size or model.vocab_size, constraint=constraint)
+    limit = min(config.max_tokens, reader.room)
+    ending: Ending = "context" if reader.room < config.max_tokens else "max_tokens"
+    text, unread, written = list(prompt), reader.beginning, 0
+    while True:
+        forced = sampler.forced()[: limit - written]
+        for token in forced:
+            yield Draw(token, 0.0)
+        text, unread, written = [*text, *forced] if forced else text, [*unread, *forced], written + len(forced)
+        if sampler.finished:
+            return "stop"
+        if written == limit:
+            return ending
+        guess = Proposal()
+        if drafter is not None and reader.can_take_back:
+            most = min(limit - written - 1, reader.free - len(unread))
+            guess = drafter.propose(text, most) if most > 0 else guess
+        logits = reader.read([*unread, *guess.tokens], wanted=len(guess.tokens) + 1)
+        right = 0
+        for place in range(len(guess.tokens) + 1):
+            if place < len(guess.tokens):
+                draw = judged(sampler, guess.tokens[place], guess.laws[place], logits[place])
+            else:
+                draw = sampler.draw(logits[place])
+            if draw.token in stop:
+                return "stop"
+            yield draw
+            text.append(draw.token)
+            written += 1
+            if sampler.finished:
+                return "stop"
+            if place == len(guess.tokens) or draw.token != guess.tokens[place]:
+                break
+            right += 1
+        reader.take_back(len(guess.tokens) - right)
+        unread = text[-1:]
+
+
 def stream(
     model: LanguageModel,
     prompt: Sequence[int],
@@ -29,77 +90,13 @@ def stream(
     stop: Collection[int],
     vocab_size: int | None = None,
 ) -> Generator[int, None, Ending]:
-    """Yield generated ids one by one, and return why there are no more; a token of `stop` is not yielded.
-
-    Work per token is constant in the prompt's length but for attention. Where the context is full, generation ends or,
-    with `overflow="slide"`, goes on from the second half of the context. An encoder-decoder reads the prompt as its
-    source. `vocab_size`: only ids below it are drawn (that of a tokenizer smaller than the model). Raises UserError
-    when the prompt is empty, holds an id outside the vocabulary, or leaves no room.
-    """
-    checked_prompt(model, prompt)
-    slides = config.overflow == "slide" and model.context_length is not None
-    half = (model.context_length or 0) // 2
-    text = list(prompt)
-    if isinstance(model, ConditionalLanguageModel):
-        # The source slides; what is written ends where the decoder's context does.
-        if slides and model.source_length is not None:
-            text = text[-model.source_length :]
-        if model.source_length is not None and len(text) > model.source_length:
-            raise UserError(_too_long(len(text), model.source_length))
-        room = _room(model, [model.start_token])
-        state, text = model.begin(torch.tensor([text]), min(room, config.max_tokens)), [model.start_token]
-    else:
-        if slides and model.context_length is not None and len(text) >= model.context_length:
-            text = text[-half:]
-        room = sys.maxsize if slides else _room(model, text)
-        state = None
-    generator = torch.Generator().manual_seed(config.seed)
-    logits, state = model.forward(torch.tensor([text], dtype=torch.int64), state)
-    used = len(text)
-    for remaining in range(min(config.max_tokens, room), 0, -1):
-        token = int(sample(logits[:, -1, :vocab_size].cpu(), config, generator))
-        if token in stop:
-            return "stop"
-        yield token
-        if remaining == 1:
-            break
-        text.append(token)
-        if used == model.context_length:
-            text = text[-half:]
-            logits, state = model.forward(torch.tensor([text], dtype=torch.int64))
-            used = len(text)
-        else:
-            logits, state = model.forward(torch.tensor([[token]], dtype=torch.int64), state)
-            used += 1
-    return "context" if room < config.max_tokens else "max_tokens"
-
-
-def checked_prompt(model: LanguageModel, prompt: Sequence[int]) -> None:
-    """Raises UserError where a prompt is empty or holds an id that the model does not have."""
-    if not prompt:
-        raise UserError("the prompt is empty; give at least one character")
-    outside = next((token for token in prompt if not 0 <= token < model.vocab_size), None)
-    if outside is not None:
-        raise UserError(
-            f"token {outside} is outside the model's vocabulary of {model.vocab_size} (ids 0 to "
-            f"{model.vocab_size - 1}): use the tokenizer that the model was made for"
-        )
-
-
-def _too_long(tokens: int, most: int) -> str:
-    return (
-        f"the prompt has {tokens} tokens and the model reads {most}; shorten it, or let the context slide "
-        "(--overflow slide)"
-    )
-
-
-def _room(model: LanguageModel, prompt: Sequence[int]) -> int:
-    """Tokens that fit behind a prompt: at least one, or UserError."""
-    if model.context_length is None:
-        return sys.maxsize
-    if len(prompt) >= model.context_length:
-        raise UserError(_too_long(len(prompt), model.context_length))
-    return model.context_length - len(prompt)
+    """The ids of `draws`."""
+    drawn = draws(model, prompt, config, stop, vocab_size)
+    while True:
+        try:
+            yield next(drawn).token
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -125,15 +122,19 @@ def generate_batch(
     Prompts of unequal length are padded on the right and each row keeps its own length, so padding is never attended
     to. A row ends at its stop token, after `max_tokens`, or where its context is full; finished rows leave the batch.
     Draws come from `generator` (None: a fresh one with `config.seed`). Raises UserError when a prompt is empty or
-    leaves no room in the context.
+    leaves no room in the context, and for settings that need each row's text: penalties, stop strings, alternatives.
     """
+    plain = SamplingConfig()
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "stop", "top_logprobs"):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(f"{name}: batches are drawn without the text of their rows; generate one text at a time")
     if not prompts:
         return []
     generator = generator or torch.Generator().manual_seed(config.seed)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     for prompt in prompts:
         checked_prompt(model, prompt)
-    limits = [min(config.max_tokens, _room(model, prompt)) for prompt in prompts]
+    limits = [min(config.max_tokens, room_behind(model, len(prompt))) for prompt in prompts]
     longest = int(lengths.max())
     tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
     for row, prompt in enumerate(prompts):

@@ -6,7 +6,7 @@ print(model.score("import os\n").bits_per_byte)
 """
 
 import math
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,20 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from parlance.core.artifacts import read_json
 from parlance.core.devices import fast_bfloat16, select_device
 from parlance.core.errors import UserError
-from parlance.inference.generation import Ending, checked_prompt, stream
+from parlance.inference.constraints import Constraint
+from parlance.inference.embedding import Pooling, embed_tokens
+from parlance.inference.generation import Ending, draws
+from parlance.inference.reading import checked_prompt
+from parlance.inference.sampler import Draw
 from parlance.inference.sampling import SamplingConfig
 from parlance.inference.scoring import document_log_probs
+from parlance.inference.speculative import Drafter, PromptLookup, drafter_of
+from parlance.inference.text_stream import TextStream
 from parlance.models.checkpoints import load_language_model, read_values
 from parlance.models.conditional import ConditionalLanguageModel
 from parlance.models.contract import LanguageModel
@@ -30,6 +37,8 @@ from parlance.models.masked import MaskedLanguageModel
 from parlance.models.neural import NeuralLanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_words import WordTable, score_sentences, word_table
+from parlance.models.quantised_checkpoint import is_quantised, read_quantised
+from parlance.models.quantised_tensors import QuantisedTensor
 from parlance.models.tensor_files import weight_bytes_of
 from parlance.models.transformer import Transformer
 from parlance.text.chat_template import END_OF_TURN, encode_chat
@@ -80,19 +89,51 @@ class Score:
 class Continuation(Iterator[str]):
     """A text piece by piece as it is generated; pieces never end inside a character."""
 
-    def __init__(self, pieces: Generator[str, None, Ending], unknown: int = 0) -> None:
-        self._pieces = pieces
+    def __init__(self, drawn: Generator[Draw, None, Ending], text: TextStream, unknown: int = 0) -> None:
+        """`drawn`: the tokens; `text`: what makes text of them."""
+        self.draws: list[Draw] = []
+        """The tokens so far, with their log-probabilities; one that ended the text is not among them, but those of a
+        stop string are."""
         self.unknown = unknown
         """How many tokens of the prompt are `<unk>`: what the vocabulary lacks."""
         self.ended: Ending | None = None
         """Why the text ended; None while it goes on."""
+        self._pieces = self._written(drawn, text)
 
     def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self.ended = self.ended or end.value
-            raise
+        return next(self._pieces)
+
+    def _written(self, drawn: Generator[Draw, None, Ending], text: TextStream) -> Iterator[str]:
+        while not text.stopped:
+            try:
+                self.draws.append(next(drawn))
+            except StopIteration as end:
+                ended: Ending = end.value
+                break
+            if piece := text.push(self.draws[-1].token):
+                yield piece
+        else:
+            ended = "stop"
+        if piece := text.finish():
+            # A stop string may be complete only with the U+FFFD of a character that was cut.
+            yield piece
+        self.ended = "stop" if text.stopped else ended
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of several continuations of a prompt."""
+
+    text: str
+    tokens: int
+    log_prob: float
+    """Of all its tokens, nats, by the model itself."""
+    ended: Ending
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Nats a token."""
+        return self.log_prob / max(1, self.tokens)
 
 
 class Model:
@@ -107,51 +148,139 @@ class Model:
         turns = {END_OF_TURN} & tokenizer.special_tokens.keys()
         self.stop = frozenset({tokenizer.end_of_text, *map(tokenizer.special_id, turns), *stop})
 
-    def stream(self, prompt: str, sampling: SamplingConfig | None = None) -> Continuation:
-        """The continuation of `prompt`, piece by piece."""
-        before, after = self.tokenizer.surrounding
-        whole = isinstance(self.language_model, ConditionalLanguageModel)  # a source is a text, not its beginning
-        tokens = [*before, *self.tokenizer.encode(prompt), *(after if whole else [])]
-        return self._continued(tokens, sampling)
+    def stream(
+        self,
+        prompt: str,
+        sampling: SamplingConfig | None = None,
+        *,
+        constraint: Constraint | None = None,
+        draft: "Draft | None" = None,
+    ) -> Continuation:
+        """The continuation of `prompt`, piece by piece.
 
-    def generate(self, prompt: str, sampling: SamplingConfig | None = None) -> str:
-        """The continuation of `prompt` (without the prompt)."""
-        return "".join(self.stream(prompt, sampling))
+        `constraint`: the form that it has (`constraints.py`). `draft`: a model of the same tokenizer that guesses ahead
+        for this one to check, or "prompt" to guess what followed before (`speculative.py`): the text keeps its law.
+        """
+        return self._continued(self.prompt_tokens(prompt), sampling, constraint, draft)
 
-    def chat_stream(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> Continuation:
+    def generate(
+        self,
+        prompt: str,
+        sampling: SamplingConfig | None = None,
+        *,
+        constraint: Constraint | None = None,
+        draft: "Draft | None" = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """The continuation of `prompt` (without the prompt); `on_text` is called with each piece. See `stream`."""
+        return _joined(self.stream(prompt, sampling, constraint=constraint, draft=draft), on_text)
+
+    def chat_stream(
+        self,
+        messages: Sequence[dict[str, str]],
+        sampling: SamplingConfig | None = None,
+        *,
+        constraint: Constraint | None = None,
+        draft: "Draft | None" = None,
+    ) -> Continuation:
         """The assistant's next turn, piece by piece; `messages` are {"role", "content"}, the user's last."""
         tokens, _ = encode_chat(self.tokenizer, list(messages), add_generation_prompt=True)
-        return self._continued(tokens, sampling)
+        return self._continued(tokens, sampling, constraint, draft)
 
-    def chat(self, messages: Sequence[dict[str, str]], sampling: SamplingConfig | None = None) -> str:
-        """The assistant's next turn."""
-        return "".join(self.chat_stream(messages, sampling)).strip()
+    def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        sampling: SamplingConfig | None = None,
+        *,
+        constraint: Constraint | None = None,
+        draft: "Draft | None" = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """The assistant's next turn; `on_text` is called with each piece."""
+        return _joined(self.chat_stream(messages, sampling, constraint=constraint, draft=draft), on_text).strip()
 
-    def _continued(self, tokens: list[int], sampling: SamplingConfig | None) -> Continuation:
-        pieces = self._pieces(tokens, sampling or SamplingConfig())
-        return Continuation(pieces, tokens.count(-1 if self.tokenizer.unknown is None else self.tokenizer.unknown))
+    def best_of(self, prompt: str, count: int, sampling: SamplingConfig | None = None) -> list[Candidate]:
+        """`count` continuations, the one of the highest mean log-probability a token first.
 
-    def _pieces(self, prompt: list[int], sampling: SamplingConfig) -> Generator[str, None, Ending]:
-        produced = b""
-        shown = 0
-        tokens = stream(self.language_model, prompt, sampling, self.stop, self.tokenizer.vocab_size)
-        while True:
-            try:
-                token = next(tokens)
-            except StopIteration as end:
-                ended: Ending = end.value
-                break
-            # Token by token: what is decoded as a text of its own may lose the space in front (LLaMA, T5).
-            produced += self.tokenizer.continued_bytes(token)
-            text = produced.decode("utf-8", errors="replace")
-            # A trailing replacement character is most often a character whose last bytes are still to come.
-            if len(text) > shown and not text.endswith("�"):
-                yield text[shown:]
-                shown = len(text)
-        text = produced.decode("utf-8", errors="replace")
-        if len(text) > shown:
-            yield text[shown:]
-        return ended
+        The i-th is what `generate` gives with `seed` + i. Raises UserError for a count below 1.
+        """
+        if count < 1:
+            raise UserError(f"best of {count}: draw at least one text")
+        sampling = sampling or SamplingConfig()
+        found = []
+        for number in range(count):
+            config = sampling.model_copy(update={"seed": (sampling.seed + number) % 2**63})
+            pieces = self.stream(prompt, config)
+            text = "".join(pieces)
+            log_prob = sum(draw.log_prob for draw in pieces.draws)
+            found.append(Candidate(text, len(pieces.draws), log_prob, pieces.ended or "stop"))
+        return sorted(found, key=lambda candidate: -candidate.mean_log_prob)
+
+    def beam_search(
+        self, prompt: str, width: int, sampling: SamplingConfig | None = None, length_penalty: float = 1.0
+    ) -> list[Candidate]:
+        """The likeliest continuations that `width` beams find, the best first; see `beam.py`. Of `sampling`, the limits
+        count. Raises UserError for other settings, a width below 1, and models that cannot follow several texts."""
+        from parlance.inference.beam import beam_search
+
+        found = beam_search(
+            self.language_model,
+            self.prompt_tokens(prompt),
+            sampling or SamplingConfig(),
+            self.stop,
+            width=width,
+            length_penalty=length_penalty,
+            vocab_size=self.tokenizer.vocab_size,
+        )
+        candidates = []
+        for beam in found:
+            text = TextStream(self.tokenizer)
+            written = "".join([*map(text.push, beam.tokens), text.finish()])
+            candidates.append(Candidate(written, len(beam.tokens), beam.log_prob, beam.ending))
+        return candidates
+
+    def embed(self, texts: Sequence[str], *, pooling: Pooling = "mean") -> NDArray[np.float32]:
+        """Vectors (N, D) of length 1 of texts; see `embedding.py`. Raises UserError for an empty text, one longer than
+        the context, and a model that has no activations."""
+        before, after = self.tokenizer.surrounding
+        tokens = [[*before, *ids, *after] if ids else [] for ids in self.tokenizer.encode_batch(texts)]
+        return embed_tokens(self.language_model, tokens, pooling=pooling)
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The ids that the model reads for a prompt, with those that its tokenizer puts before a text."""
+        before, after = self.tokenizer.surrounding
+        whole = isinstance(self.language_model, ConditionalLanguageModel)  # a source is a text, not its beginning
+        return [*before, *self.tokenizer.encode(prompt), *(after if whole else [])]
+
+    def _continued(
+        self,
+        tokens: list[int],
+        sampling: SamplingConfig | None,
+        constraint: Constraint | None,
+        draft: "Draft | None",
+    ) -> Continuation:
+        sampling = sampling or SamplingConfig()
+        drawn = draws(
+            self.language_model,
+            tokens,
+            sampling,
+            self.stop,
+            self.tokenizer.vocab_size,
+            constraint=constraint,
+            drafter=None if draft is None else self._drafter(draft, sampling),
+        )
+        unknown = tokens.count(-1 if self.tokenizer.unknown is None else self.tokenizer.unknown)
+        return Continuation(drawn, TextStream(self.tokenizer, sampling.stop), unknown)
+
+    def _drafter(self, draft: "Draft", sampling: SamplingConfig) -> Drafter:
+        if draft == "prompt":
+            return PromptLookup()
+        if draft.tokenizer.sha256 != self.tokenizer.sha256:
+            raise UserError(
+                f"the tokenizer of {draft.folder} is not that of {self.folder}: a model that guesses for another needs "
+                "the same one; train it with --tokenizer and the other model's folder"
+            )
+        return drafter_of(draft.language_model, sampling, self.tokenizer.vocab_size)
 
     def score(self, text: str) -> Score:
         """Score a text as a document: its first token is predicted after the end-of-text mark.
@@ -173,10 +302,20 @@ class Model:
             log_probs = document_log_probs(self.language_model, [ids], start)[0]
             tokens = np.array(ids)
         size = int(self.tokenizer.token_byte_lengths[tokens].sum())
+        unknown = 0 if self.tokenizer.unknown is None else int((tokens == self.tokenizer.unknown).sum())
+        if not size and not unknown:
+            raise UserError("there is nothing to score: the text has no words")
         if not size:
             raise UserError("the vocabulary knows nothing of this text: every token is <unk>")
-        unknown = 0 if self.tokenizer.unknown is None else int((tokens == self.tokenizer.unknown).sum())
         return Score(-float(log_probs.sum()), tokens.size, size, log_probs.tolist(), unknown)
+
+    @cached_property
+    def quantised(self) -> dict[str, QuantisedTensor]:
+        """The matrices that the checkpoint has as integers, which the engine computes with; empty for most."""
+        folder = self.folder
+        if not (folder / "config.json").exists() or not is_quantised(read_values(folder)):
+            return {}
+        return read_quantised(folder)
 
     @cached_property
     def _words(self) -> WordTable | None:
@@ -188,6 +327,19 @@ class Model:
         unknown = self.tokenizer.unknown
         unknown = None if unknown is None or unknown >= known else unknown
         return word_table(words, unknown=unknown, end=self.tokenizer.end_of_text)
+
+
+Draft = Model | Literal["prompt"]
+"""What guesses ahead: a model, or what the text says already."""
+
+
+def _joined(pieces: Continuation, on_text: Callable[[str], None] | None) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece
+        if on_text is not None:
+            on_text(piece)
+    return text
 
 
 def resolve_model_folder(path: Path) -> Path:
@@ -229,7 +381,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
         dtype = _dtype(precision, small=weight_bytes_of(folder) <= SMALL_BYTES, device=place)
         # Weights come from the file in the type that they are computed in: where that is theirs, nothing is copied.
         model = load_language_model(folder, dtype)
-        tokenizer = _tokenizer(folder, str(values.get("model_type")))
+        tokenizer = tokenizer_of(folder, str(values.get("model_type")))
     if isinstance(model, NeuralLanguageModel):
         model.compute_dtype = dtype
         model = model.to(place).requires_grad_(False)
@@ -250,7 +402,7 @@ def _dtype(precision: Precision, *, small: bool, device: torch.device) -> torch.
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
-def _tokenizer(folder: Path, family: str) -> Tokenizer:
+def tokenizer_of(folder: Path, family: str) -> Tokenizer:
     """The tokenizer of a checkpoint folder, in whatever form; one without a token that ends texts gets one.
 
     A tokenizer.json says what stands around a text; other forms leave that to tokenizer_config.json, and it to the

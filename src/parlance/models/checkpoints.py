@@ -27,8 +27,10 @@ from parlance.models.contract import LanguageModel
 from parlance.models.families import FAMILIES
 from parlance.models.families.family import ConfigReader, Entry, Family, Stacked, Values
 from parlance.models.neural import NeuralLanguageModel
+from parlance.models.quantised_tensors import check_quantization
 from parlance.models.tensor_files import SHARD_BYTES, TensorFiles, write_tensors
 from parlance.models.transformer import Transformer
+from parlance.models.transformer_config import TransformerConfig
 
 NGRAM = "parlance-ngram"
 EXACT = "parlance-exact"
@@ -61,6 +63,8 @@ def read_config(folder: Path) -> tuple[Family, Any]:
     """Family and configuration of a checkpoint folder. Raises UserError for anything that cannot be honoured."""
     values = read_values(folder)
     kind = values.get("model_type")
+    if values.get("quantization_config") is not None:
+        check_quantization(values["quantization_config"], folder / "config.json")
     for family in FAMILIES:
         if family.name == kind:
             try:
@@ -191,11 +195,11 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> NeuralLangua
     family, config = read_config(folder)
     with torch.device("meta"):
         model = build(config)
-    assign(model, read_parameters(folder, family, _table_of(folder, family, config), shapes_of(model), dtype))
+    assign(model, read_parameters(folder, family, table_of(folder, family, config), shapes_of(model), dtype))
     return model
 
 
-def _table_of(folder: Path, family: Family, config: Any) -> Iterable[Entry | Stacked]:
+def table_of(folder: Path, family: Family, config: Any) -> Iterable[Entry | Stacked]:
     """The table that the files of a folder follow: the other one where they have a tensor that it alone names."""
     table = list(family.table(config))
     if family.other_table is None:
@@ -242,11 +246,13 @@ def family_for(config: Any, name: str | None = None) -> Family:
     for family in FAMILIES:
         if family.name == name:
             if not family.expresses(config):
-                parts = "".join(f"{part}, " for part in family.unsaid(config)).rstrip(", ")
+                ways = [other.name for other in FAMILIES if other.expresses(config)]
+                parts = ", ".join(family.unsaid(config))
+                if not parts and not isinstance(config, TransformerConfig):
+                    parts = f"it is of the kind {ways[-1].removeprefix('parlance-')}"
                 raise UserError(
                     f"this model cannot be written as {name}: it has parts that {name} has not "
-                    f"({parts + '; ' if parts else ''}"
-                    f"it can be written as {', '.join(f.name for f in FAMILIES if f.expresses(config))})"
+                    f"({parts + '; ' if parts else ''}it can be written as {', '.join(ways)})"
                 )
             return family
     raise UserError(f"{name!r} is not a family this version writes ({', '.join(family.name for family in FAMILIES)})")

@@ -7,18 +7,15 @@ masks in the middle of texts, not at their ends: worse than a decoder's, and sta
 
     model = MaskedLanguageModel(encoder, vocab_size=30522, mask_token=103, before=(101,), after=(102,))
     logits, state = model.forward(tokens)                   # (B, T, V): p(next | beginning)
-    model.pseudo_log_probs(tokens)                          # (B, T): log p(token | all other tokens)
-    model.fill(torch.tensor([[7, 103, 9]]))                 # (1, V): log p(masked token | the rest)
 
-Shapes: B batch, T tokens, V vocabulary, P tokens of the beginning, N encoder passes. Sources: Devlin et al. 2019;
-Salazar et al. 2020 (pseudo-log-likelihood); Wang and Cho 2019 (generation).
+Shapes: B batch, T tokens, V vocabulary, P tokens of the beginning, N encoder passes. Sources: Devlin et al. 2019; Wang
+and Cho 2019 (generation).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from parlance.core.errors import UserError
@@ -85,45 +82,11 @@ class MaskedLanguageModel:
         P = state.tokens.shape[1]
         state.tokens = torch.cat((state.tokens, tokens), dim=1)
         rows = [[*row[: P + t + 1], self.mask_token] for row in state.tokens.tolist() for t in range(T)]
-        logits = self._logits(rows, [[len(row) - 1] for row in rows])
+        logits = self._logits(rows)
         return logits.view(B, T, -1).to(tokens.device), state
 
-    @torch.inference_mode()
-    def pseudo_log_probs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """log p (nats) of each of tokens (B, T) where it alone is hidden: (B, T) fp32. Their sum is a text's score.
-
-        `mask` (B, T) bool, where rows are padded on the right, says what is a token; padding scores 0.
-        """
-        B, T = tokens.shape
-        out = torch.zeros(B, T)
-        lengths = [T] * B if mask is None else mask.sum(1).tolist()
-        places = [(b, t) for b in range(B) for t in range(lengths[b])]
-        if not places:
-            return out
-        texts = tokens.tolist()
-        rows = [[*texts[b][:t], self.mask_token, *texts[b][t + 1 : lengths[b]]] for b, t in places]
-        logits = self._logits(rows, [[t] for _, t in places]).cpu()
-        hidden = torch.tensor([texts[b][t] for b, t in places])
-        b, t = torch.tensor(places).T
-        out[b, t] = -F.cross_entropy(logits, hidden, reduction="none")
-        return out.to(tokens.device)
-
-    @torch.inference_mode()
-    def fill(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """log p (nats) of every token at each masked place of tokens (B, T): (places, V) fp32, row by row.
-
-        A place is where `mask_token` stands. `mask` (B, T) bool, where rows are padded on the right, says what is a
-        token. Raises UserError where nothing is masked.
-        """
-        lengths = [tokens.shape[1]] * len(tokens) if mask is None else mask.sum(1).tolist()
-        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)]
-        places = [[t for t, token in enumerate(row) if token == self.mask_token] for row in rows]
-        if not any(places):
-            raise UserError(f"there is nothing to fill in: no token is the mask ({self.mask_token})")
-        return self._logits(rows, places).log_softmax(-1).to(tokens.device)
-
-    def _logits(self, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (N, V) fp32 of the encoder at the `places` of each of the rows, in their order."""
+    def _logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Logits (N, V) fp32 of the encoder at the last token of each of the rows."""
         device = self.encoder.device
         out: list[Tensor] = []
         for first, stop in _batches([len(row) + len(self.before) + len(self.after) for row in rows]):
@@ -133,10 +96,8 @@ class MaskedLanguageModel:
             lengths = torch.tensor([len(row) for row in wrapped], device=device)
             layout = padding_layout(torch.arange(tokens.shape[1], device=device) < lengths[:, None], causal=False)
             hidden = self.encoder.hidden(tokens, layout=layout)
-            at = [(n, t + len(fronts[n])) for n, ts in enumerate(places[first:stop]) for t in ts]
-            if at:
-                n, t = torch.tensor(at, device=device).T
-                out.append(self.encoder.logits(hidden[n, t])[:, : self.vocab_size].float())
+            last = hidden[torch.arange(len(wrapped), device=device), lengths - len(self.after) - 1]
+            out.append(self.encoder.logits(last)[:, : self.vocab_size].float())
         return torch.cat(out)
 
 

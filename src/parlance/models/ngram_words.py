@@ -52,15 +52,16 @@ class WordTable(NamedTuple):
 def word_table(words: Sequence[str], *, unknown: int | None, end: int) -> WordTable:
     """The table of `words`, each numbered by its place; a text that spells word `end` does not mean it.
 
-    Raises UserError where a word is empty, holds white space, or is there twice.
+    A word that holds white space is not in the table: no text has it. Raises UserError where a word is empty, holds a
+    line break, or is there twice.
     """
     spellings = np.frombuffer(_bytes("\n".join((*words, ""))), np.uint8)
     entries = np.zeros((1 << (2 * len(words)).bit_length(), 2), np.uint64)
     whole = np.count_nonzero(spellings == _LINE_BREAK) == len(words)
     if not whole or _enter(spellings, end, entries) != len(words):
         counts = Counter(words)
-        wrong = next((word for word in words if _words(_bytes(word)) != [_bytes(word)] or counts[word] > 1), "")
-        raise UserError(f"{wrong!r} of the vocabulary is empty, holds white space or is there twice")
+        wrong = next((word for word in words if not word or "\n" in word or counts[word] > 1), "")
+        raise UserError(f"{wrong!r} of the vocabulary is empty, holds a line break or is there twice")
     entries.flags.writeable = False
     return WordTable(entries, -1 if unknown is None else unknown, end)
 
@@ -134,23 +135,22 @@ def _place(hashed: np.uint64, entries: UInt64) -> int:
 
 @compiled
 def _enter(spellings: Bytes, end: int, entries: UInt64) -> int:
-    """Enter words that line breaks close; returns how many there were before the first that cannot be entered."""
-    number, start, value = 0, 0, _START
+    """Enter words that line breaks close; returns how many there were before the first that is empty or there twice."""
+    number, start, value, torn = 0, 0, _START, False
     for i in range(spellings.size):
         byte = int(spellings[i])
         if byte != _LINE_BREAK:
-            if _is_space(byte):
-                return number
+            torn = torn or _is_space(byte)  # the walk over a text would cut it there
             value = (value ^ np.uint64(byte)) * _PRIME
             continue
         hashed = _finished(value)
         place = _place(hashed, entries)
-        if i == start or entries[place, 0] != np.uint64(0):
+        if i == start or (not torn and entries[place, 0] != np.uint64(0)):
             return number
-        if number != end:
+        if number != end and not torn:
             entries[place, 0] = hashed
             entries[place, 1] = np.uint64(number)
-        number, start, value = number + 1, i + 1, _START
+        number, start, value, torn = number + 1, i + 1, _START, False
     return number
 
 

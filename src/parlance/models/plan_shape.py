@@ -15,8 +15,11 @@ def shape_of(config: object, context: int | None = None) -> ModelShape:
     """
     if not isinstance(config, TransformerConfig) or config.cross_attention:
         raise UserError("a plan is made of decoder-only Transformers (and encoders of their form), not of this model")
-    if config.ngram_tables or config.dilated_segments or config.sliding_window is not None:
-        raise UserError("a plan does not count ngram_tables, dilated_segments or sliding_window, which this model has")
+    if config.dilated_segments:
+        raise UserError(
+            "a plan does not count dilated_segments, which this model has: its speed is that of kernels for plain "
+            "attention, and dilated attention gathers its keys in between"
+        )
     experts = config.experts or 1
     return ModelShape(
         vocab_size=config.vocab_size,
@@ -33,4 +36,12 @@ def shape_of(config: object, context: int | None = None) -> ModelShape:
         experts=experts,
         experts_per_token=config.experts_per_token if experts > 1 else 1,
         expert_every=config.expert_every if experts > 1 else 1,
+        window=config.sliding_window if config.causal else _both_sides(config.sliding_window),
+        full_layers=len(set(config.full_attention_layers)) if config.sliding_window is not None else 0,
+        ngram_rows=sum(rows for _, rows in config.ngram_tables),
     )
+
+
+def _both_sides(window: int | None) -> int | None:
+    """Tokens that a token of an encoder sees: `window` on either side, itself included."""
+    return None if window is None else 2 * window - 1

@@ -5,6 +5,7 @@
     write_tensors(Path("base"), {"model.norm.weight": ...}, shard_bytes=5 * 10**9)
 
 Nothing else is read: a `pytorch_model.bin` is a pickle, which runs whatever its maker put into it, and is refused.
+The `weight` of a module that is stored as integers (`quantised_tensors.py`) is there like any other, in float32.
 The format: an 8-byte little-endian length, a JSON header of names, types, shapes and offsets, then the data.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from parlance.core.artifacts import read_json, write_file, write_json
 from parlance.core.errors import UserError
+from parlance.models.quantised_tensors import PARTS, QuantisedTensor, unpacked
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,6 +30,8 @@ SHARD_BYTES = 5_000_000_000
 """Larger checkpoints are written as several files of at most this size."""
 
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_WHOLE = {torch.int32: "I32", torch.int64: "I64"}
+"""Of packed codes and their shapes."""
 PICKLE_WARNING = (
     "which can run any program when it is opened: on a machine without secrets, load it with transformers and "
     "save_pretrained it, which writes safetensors"
@@ -48,6 +52,7 @@ class TensorFiles:
             for path in _weight_files(folder):
                 self._open(path)
             self._check_index()
+            self._modules = {self._merged(name) for name in self._homes if name.endswith("." + PARTS[0])}
         except BaseException:
             self._stack.close()
             raise
@@ -83,27 +88,58 @@ class TensorFiles:
         if missing:
             raise UserError(f"{self.folder / INDEX} names the tensor {missing[0]}, which no file of the folder holds")
 
+    def _merged(self, packed: str) -> str:
+        """The module of a packed tensor. Raises UserError where the file lacks what belongs to it."""
+        module = packed.removesuffix("." + PARTS[0])
+        for part in PARTS:
+            if f"{module}.{part}" not in self._homes:
+                raise UserError(f"{self.folder}: there is {packed} without {module}.{part}")
+        return module
+
     @property
     def names(self) -> set[str]:
-        """All tensors."""
-        return set(self._homes)
+        """All tensors; of a module stored as integers, its `weight`."""
+        hidden = {f"{module}.{part}" for module in self._modules for part in PARTS}
+        return (set(self._homes) - hidden) | {f"{module}.weight" for module in self._modules}
 
     def kind(self, name: str) -> tuple[str, int]:
         """Type of a tensor, as the format writes it (F32), and its number of entries; nothing is read."""
+        module = name.removesuffix(".weight")
+        if module in self._modules:
+            return "F32", math.prod(self._stored(f"{module}.{PARTS[2]}").tolist())
         file, stored = self._homes[name]
         part = file.get_slice(stored)
         return str(part.get_dtype()), math.prod(part.get_shape())
 
+    def quantised(self, name: str) -> QuantisedTensor | None:
+        """The integers behind a `weight`; None where it is stored as numbers. Raises UserError for damage."""
+        module = name.removesuffix(".weight")
+        if module not in self._modules:
+            return None
+        words, scales, shape = (f"{module}.{part}" for part in PARTS)
+        where = f"{self.folder}: {name}"
+        return unpacked(where, self._stored(words), self._finite(scales), self._stored(shape))
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, mapped. Raises UserError where it is not of floating point, or holds what is no number."""
+        matrix = self.quantised(name)
+        return self._finite(name) if matrix is None else matrix.weight()
+
+    def _stored(self, name: str) -> Tensor:
+        """One tensor of the files as it is, mapped."""
         file, stored = self._homes[name]
         try:
             tensor: Tensor = file.get_tensor(stored)
         except SafetensorError as error:
             raise UserError(f"{self.folder / WEIGHTS} is damaged: {error}") from error
+        return tensor
+
+    def _finite(self, name: str) -> Tensor:
+        """One tensor of the files, which must hold numbers."""
+        tensor = self._stored(name)
         if tensor.dtype not in _TYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{self.folder}: tensor {name} is of type {kind}; quantised checkpoints are not read here")
+            raise UserError(f"{self.folder}: tensor {name} is of type {kind}, of a quantisation that is not read here")
         # A sum of numbers is one, unless it overflows; one pass over memory, and no copy unless it looks wrong.
         if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor.sum(dtype=torch.float64)):
             raise UserError(f"{self.folder}: tensor {name} holds values that are not finite numbers (NaN or infinity)")
@@ -153,7 +189,8 @@ def _weight_files(folder: Path) -> list[Path]:
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
     """Write tensors as `model.safetensors`, or as several files with an index where they are more than `shard_bytes`.
 
-    Each file appears whole or not at all. Tensors are fp32, fp16 or bf16, on any device; one at a time is copied.
+    Each file appears whole or not at all. Tensors are fp32, fp16, bf16, int32 or int64, on any device; one at a time is
+    copied.
     """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
@@ -182,7 +219,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.nbytes
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        kind = (_TYPES | _WHOLE)[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # so that what is mapped later begins on a cache line

@@ -123,8 +123,13 @@ class LayerNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.layer_norm(x, (x.shape[-1],), self.weight.to(x.dtype), bias, self.epsilon)
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if x.dtype == torch.float32 or not torch.is_grad_enabled():
+            return F.layer_norm(x, (x.shape[-1],), weight, bias, self.epsilon)
+        # On CPUs torch adds the gradients of weight and bias up in the type of x: in bfloat16 off by 5 % for 2 000
+        # tokens and by 25 to 50 % for 4 000 (the sum stops growing). A product's sums are added up in float32.
+        unit = F.layer_norm(x, (x.shape[-1],), None, None, self.epsilon)
+        return unit * weight if bias is None else torch.addcmul(bias, unit, weight)
 
 
 def make_norm(config: TransformerConfig) -> RMSNorm | LayerNorm:

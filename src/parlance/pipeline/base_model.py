@@ -1,7 +1,6 @@
 """The stage that pre-trains the base model: from token shards to a checkpoint folder.
 
-It stands apart from the other stages (`stages.py`) because `parlance pretrain` needs nothing else of them: a short run
-must not wait for imports.
+It needs nothing of the other stages (`stages/`), nor does `parlance pretrain`: a short run must not wait for imports.
 
     facts = make_base(Path("tokens"), tokenizer, Path("base"), PretrainingConfig(), Budget(seconds=60), ...)
 """
@@ -22,7 +21,8 @@ from parlance.text.token_dataset import TokenDataset
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget
 from parlance.training.parallel import ALONE, World
-from parlance.training.pretraining import PretrainingConfig, pretrain
+from parlance.training.pretraining import pretrain
+from parlance.training.pretraining_config import PretrainingConfig
 
 PROMPT_TOKENS = 8
 """Tokens of the validation split that samples during training go on from."""

@@ -29,15 +29,9 @@ from parlance.models.contract import LanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.transformer import Transformer
 from parlance.pipeline.recipe import Recipe, TaskConfig
-from parlance.pipeline.stages import (
-    documents,
-    open_reward_model,
-    open_transformer,
-    prompt_tokens,
-    response_text,
-    sample_responses,
-    select,
-)
+from parlance.pipeline.stages.corpus import documents
+from parlance.pipeline.stages.opening import open_reward_model, open_transformer
+from parlance.pipeline.stages.sampling import prompt_tokens, response_text, sample_responses, select
 from parlance.text.token_dataset import TokenDataset
 from parlance.text.tokenizers import Tokenizer
 

@@ -28,12 +28,13 @@ from parlance.models.contract import LanguageModel
 from parlance.models.ngram import NGramModel
 from parlance.models.ngram_smoothing import MAX_ORDER
 from parlance.pipeline.ladder_chart import ladder_chart
-from parlance.pipeline.stages import documents
+from parlance.pipeline.stages.corpus import documents
 from parlance.text.token_dataset import TokenDataset, tokenize_corpus
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.architectures import Kind
 from parlance.training.loop import Budget
-from parlance.training.pretraining import PretrainingConfig, pretrain, pretraining_config
+from parlance.training.pretraining import pretrain
+from parlance.training.pretraining_config import PretrainingConfig, pretraining_config
 
 
 class Rung(Config):

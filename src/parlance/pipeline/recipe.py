@@ -20,7 +20,7 @@ from parlance.models.ngram_smoothing import MAX_ORDER
 from parlance.text.preparation import PreparationConfig
 from parlance.text.tokenizers import Kind, PatternName
 from parlance.training.loop import CHECKPOINT_SECONDS, Budget
-from parlance.training.pretraining import PretrainingConfig
+from parlance.training.pretraining_config import PretrainingConfig
 from parlance.training.rates import LearningRates
 
 
@@ -164,6 +164,11 @@ class Recipe(Config):
             for stage, steps in self.steps.model_dump().items():
                 if stage in self.stages() and steps == 0:
                     raise UserError(f"the stage {stage} has no steps; give it at least one, like --steps {stage}=20")
+        if self.pretraining.architecture != "transformer":
+            raise UserError(
+                "a run makes decoder-only Transformers: pre-train a model of the kind "
+                f"{self.pretraining.architecture} by itself, with parlance pretrain"
+            )
         longest = max(self.task.max_tokens, self.policy.ppo.max_tokens)
         if self.instructs and longest >= self.pretraining.context_length:
             raise UserError(

@@ -93,10 +93,7 @@ def _pretraining_chart(run: RunFiles) -> Chart | None:
 def _prediction_chart(run: RunFiles) -> Chart | None:
     document = run.get("base/prediction.json")
     kind = text(document.get("x")) or "budget"
-    found = [
-        (number(mapping(row).get("x")), number(mapping(row).get("loss"))) for row in listing(document.get("pilot"))
-    ]
-    pilots = sorted((x, loss) for x, loss in found if x is not None and loss is not None and min(x, loss) > 0)
+    pilots, others = _pilot_points(document.get("pilot")), _pilot_points(document.get("others"))
     predicted, planned = number(document.get("predicted_loss")), number(document.get("planned_x"))
     reached, reached_x = number(document.get("reached_loss")), number(document.get("reached_x"))
     low, high = number(document.get("low")), number(document.get("high"))
@@ -104,10 +101,13 @@ def _prediction_chart(run: RunFiles) -> Chart | None:
         return None
     series = [Series("base", pilots, "points")]
     legend = [("base", "dot", "pilot runs")]
-    law = _law_line(mapping(document.get("law")), pilots[0][0], max(planned, reached_x or 0.0))
+    if others:
+        series.append(Series("plain", others, "points"))
+        legend.append(("plain", "dot", "pilot runs of other sizes"))
+    law = _points(document.get("curve"))
     if law:
         series.append(Series("plain", law, "dashed"))
-        legend.append(("plain", "dashed", "power law"))
+        legend.append(("plain", "dashed", "predicted"))
     band, words = None, ""
     if low is not None and high is not None and 0 < low <= high:
         band, words = Band(low, high, x=planned), f" ({form.decimal(low)} to {form.decimal(high)})"
@@ -130,12 +130,16 @@ def _prediction_chart(run: RunFiles) -> Chart | None:
     return Chart("Prediction and outcome", svg, legend, caption)
 
 
-def _law_line(law: dict[str, Any], start: float, end: float) -> list[Point]:
-    """Points of L = e + a x^-b; none for a law that does not fall."""
-    a, b, e = (number(law.get(name)) for name in ("a", "b", "e"))
-    if a is None or b is None or e is None or not 0 < b < 10:
-        return []
-    return [(x, e + a * x**-b) for x in (start * (end / start) ** (step / 20) for step in range(21))]
+def _pilot_points(rows: Any) -> list[Point]:
+    """Tokens and loss of pilots, shortest first."""
+    found = [(number(mapping(row).get("x")), number(mapping(row).get("loss"))) for row in listing(rows)]
+    return sorted((x, loss) for x, loss in found if x is not None and loss is not None and min(x, loss) > 0)
+
+
+def _points(rows: Any) -> list[Point]:
+    """Pairs of numbers above zero."""
+    pairs = [[number(value) for value in listing(row)] for row in listing(rows)]
+    return [(x, y) for x, y in (pair for pair in pairs if len(pair) == 2) if x and y and min(x, y) > 0]
 
 
 def _stage_chart(run: RunFiles, stage: str, title: str, field: str, unit: str) -> Chart | None:

@@ -8,7 +8,7 @@ A finished stage is never repeated; an unfinished one is resumed. Kill it at any
 import datetime
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,15 +18,35 @@ from parlance.core.errors import UserError
 from parlance.core.metrics import MetricsLog
 from parlance.core.progress import say
 from parlance.models.ngram_smoothing import NGramTraining
-from parlance.pipeline import stages
 from parlance.pipeline.base_model import make_base
 from parlance.pipeline.evaluation import evaluate_run
 from parlance.pipeline.recipe import Recipe
 from parlance.pipeline.report import write_report
 from parlance.pipeline.run_directory import FOLDERS, METRICS, RunDirectory
+from parlance.pipeline.stages.corpus import make_corpus, make_ngram, make_tokenizer
+from parlance.pipeline.stages.docstring_demonstrations import make_docstring_demonstrations
+from parlance.pipeline.stages.instruction import make_instructed
+from parlance.pipeline.stages.policy import make_policy
+from parlance.pipeline.stages.rankings import make_rankings
+from parlance.pipeline.stages.reward import make_reward
+from parlance.pipeline.stages.user_data import (
+    check_demonstrations,
+    check_rankings,
+    make_user_demonstrations,
+    make_user_rankings,
+)
 from parlance.scaling.energy import EnergyMeter
 from parlance.text.tokenizers import Tokenizer
 from parlance.training.loop import Budget
+from parlance.training.pretraining_config import check_start, check_text, divisible_sizes
+
+
+class Stage(Protocol):
+    """A step of a recipe: from the artifacts of earlier stages to one folder, whole or not at all."""
+
+    def __call__(self, out: Path) -> dict[str, Any]:
+        """Make the folder `out`; returns facts for the summary."""
+        ...
 
 
 def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str) -> dict[str, Any]:
@@ -40,6 +60,9 @@ def run_pipeline(recipe: Recipe | None, out: Path, *, resume: bool, command: str
     else:
         recipe = recipe or Recipe()
         recipe.check()
+        budget = recipe.stage_budget("pretrain", recipe.budget_seconds or 0.0)
+        check_start(recipe.pretraining, budget, select_device(recipe.device))
+        divisible_sizes(recipe.pretraining, processes=1)
         directory.begin(recipe)
     torch.set_num_threads(usable_cores())
     with directory:
@@ -65,7 +88,7 @@ class _Runner:
         self.recipe, self.directory, self.path = recipe, directory, directory.path
         self.device = select_device(recipe.device)
         self.metrics = MetricsLog(self.path / METRICS)
-        self.work: dict[str, stages.Stage] = {
+        self.work: dict[str, Stage] = {
             "corpus": self._corpus,
             "tokenizer": self._tokenizer,
             "ngram": self._ngram,
@@ -114,14 +137,15 @@ class _Runner:
 
     def _corpus(self, out: Path) -> dict[str, Any]:
         recipe = self.recipe
-        return stages.make_corpus(recipe.sources, out, recipe.corpus, skip_bad=recipe.skip_bad, seed=recipe.seed)
+        return make_corpus(recipe.sources, out, recipe.corpus, skip_bad=recipe.skip_bad, seed=recipe.seed)
 
     def _tokenizer(self, out: Path) -> dict[str, Any]:
-        return stages.make_tokenizer(self.path / "corpus", out, self.path / "tokens", self.recipe.tokenizer)
+        check_text(self.path / "corpus", self.recipe.pretraining.context_length)
+        return make_tokenizer(self.path / "corpus", out, self.path / "tokens", self.recipe.tokenizer)
 
     def _ngram(self, out: Path) -> dict[str, Any]:
         tokenizer = Tokenizer.load(self.path / "tokenizer")
-        return stages.make_ngram(self.path / "tokens", tokenizer, out, NGramTraining(order=self.recipe.ngram_order))
+        return make_ngram(self.path / "tokens", tokenizer, out, NGramTraining(order=self.recipe.ngram_order))
 
     def _pretrain(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("pretrain")
@@ -147,12 +171,10 @@ class _Runner:
         recipe = self.recipe
         if recipe.default_task:
             tokenizer = Tokenizer.load(self.path / "tokenizer")
-            return stages.make_docstring_demonstrations(self.path / "corpus", tokenizer, out, recipe.task)
+            return make_docstring_demonstrations(self.path / "corpus", tokenizer, out, recipe.task)
         demonstrations, preferences = self._user_files()
-        facts = stages.make_user_demonstrations(
-            demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
-        )
-        stages.check_demonstrations(
+        facts = make_user_demonstrations(demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed)
+        check_demonstrations(
             out / "train.jsonl",
             Tokenizer.load(self.path / "tokenizer"),
             recipe.pretraining.context_length,
@@ -162,7 +184,7 @@ class _Runner:
 
     def _sft(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("sft")
-        return stages.make_instructed(
+        return make_instructed(
             self.path / "base",
             self.path / "demonstrations",
             out,
@@ -179,13 +201,11 @@ class _Runner:
         recipe = self.recipe
         demonstrations, preferences = self._user_files()
         if preferences is not None:
-            facts = stages.make_user_rankings(
-                demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed
-            )
+            facts = make_user_rankings(demonstrations, preferences, out, skip_bad=recipe.skip_bad, seed=recipe.seed)
             tokenizer = Tokenizer.load(self.path / "tokenizer")
-            stages.check_rankings(out / "train.jsonl", tokenizer, recipe.pretraining.context_length)
+            check_rankings(out / "train.jsonl", tokenizer, recipe.pretraining.context_length)
             return facts
-        return stages.make_rankings(
+        return make_rankings(
             self.path / "sft",
             self.path / "demonstrations",
             out,
@@ -197,7 +217,7 @@ class _Runner:
 
     def _reward(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("reward")
-        return stages.make_reward(
+        return make_reward(
             self.path / "sft",
             self.path / "rankings",
             out,
@@ -212,7 +232,7 @@ class _Runner:
 
     def _ppo(self, out: Path) -> dict[str, Any]:
         resume = self._resumes("ppo")
-        return stages.make_policy(
+        return make_policy(
             self.path / "sft",
             self.path / "demonstrations" / "train.jsonl",
             self.path / "reward",

@@ -17,6 +17,9 @@ what follows the activation function. "full" keeps each block's input, and one b
 all-reduces); but keys and values are held whole where there are fewer of their heads than `tensor`. Logits: 8 bytes
 each: themselves, their softmax in 32 bits, their gradient (or themselves and their gradient in 32 bits).
 
+Tables of n-grams are whole on the devices that hold the first blocks, with one number of Adagrad a weight; of their
+gradient there are a few rows.
+
 Not counted: fragmentation, kernels' workspaces, the communication library. Leave a reserve (`RESERVE`).
 """
 
@@ -80,15 +83,15 @@ def memory_of(shape: ModelShape, layout: Layout, precision: Precision, optimizer
     held = matrices + tables
     states = moment * (MOMENTS[optimizer] * matrices + (2.0 if optimizer == "muon" else MOMENTS[optimizer]) * tables)
     divide = [layout.shard if layout.zero >= stage else 1 for stage in (3, 2, 1)]
-    block = _block_weights(shape, layout)
+    block, ngrams = _block_weights(shape, layout), shape.ngram_parameters()
     # ZeRO-3 gathers a block while the one before it computes, and keeps its whole gradient until it is divided.
     gathered = 2.0 * compute * block if layout.zero == 3 else 0.0
     whole = gradient * block if layout.zero >= 2 else 0.0
     activations, logits = activations_of(shape, layout, 4 if precision == "fp32" else 2)
     return DeviceMemory(
-        weights=compute * held / divide[0] + gathered,
+        weights=compute * (held / divide[0] + ngrams) + gathered,
         gradients=gradient * held / divide[1] + whole,
-        optimizer=(original * held + states) / divide[2],
+        optimizer=(original * held + states) / divide[2] + (original + moment) * ngrams,
         activations=activations,
         logits=logits,
     )

@@ -59,6 +59,12 @@ class ModelShape(Config):
     """How many of them a token passes through."""
     expert_every: int = Field(default=1, ge=1)
     """Every so many blocks have experts."""
+    window: int | None = Field(default=None, ge=1)
+    """Tokens that a token sees of those before it, itself included; None: all."""
+    full_layers: int = Field(default=0, ge=0)
+    """Blocks that see all of them in spite of `window`."""
+    ngram_rows: int = Field(default=0, ge=0, le=2**40)
+    """Rows of embeddings of several tokens, of width D: they are looked up, and take no products."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -66,12 +72,29 @@ class ModelShape(Config):
             raise ValueError(f"kv_heads ({self.kv_heads}) must divide heads ({self.heads})")
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.experts} experts")
+        if self.full_layers > self.layers:
+            raise ValueError(f"full_layers {self.full_layers} is more than the {self.layers} layers")
         return self
 
     @property
     def expert_layers(self) -> int:
         """How many blocks have experts."""
         return self.layers // self.expert_every if self.experts > 1 else 0
+
+    @property
+    def window_blocks(self) -> int:
+        """How many blocks see a window."""
+        return 0 if self.window is None else self.layers - self.full_layers
+
+    @property
+    def full_blocks(self) -> int:
+        """How many blocks see all."""
+        return self.layers - self.window_blocks
+
+    @property
+    def reach(self) -> int:
+        """Tokens that a block with a window sees at most (W)."""
+        return self.context if self.window is None else min(self.window, self.context)
 
     def attention_parameters(self) -> int:
         """Matrices of one block's attention."""
@@ -96,6 +119,10 @@ class ModelShape(Config):
         """Rows for tokens and positions."""
         return self.vocab_size * self.width + (self.context * self.width if self.learned_positions else 0)
 
+    def ngram_parameters(self) -> int:
+        """Rows for several tokens."""
+        return self.ngram_rows * self.width
+
     def head_parameters(self) -> int:
         """The output layer's matrix, whether or not it is the embedding."""
         return self.vocab_size * self.width
@@ -103,12 +130,16 @@ class ModelShape(Config):
     def parameters(self) -> int:
         """All weights (N)."""
         head = 0 if self.tie_embeddings else self.head_parameters()
-        return self.shared_parameters() + self.expert_parameters() + self.embedding_parameters() + head + self.width
+        tables = self.embedding_parameters() + self.ngram_parameters()
+        return self.shared_parameters() + self.expert_parameters() + tables + head + self.width
 
     def active_parameters(self) -> int:
-        """The weights that one token meets: all, less the experts that it is not routed to."""
+        """The weights that one token meets: all, less the experts that it is not routed to, and tables of n-grams.
+
+        Of those a token meets a few rows.
+        """
         idle = self.expert_layers * (self.experts - self.experts_per_token) * self.mlp_parameters()
-        return self.parameters() - idle
+        return self.parameters() - idle - self.ngram_parameters()
 
     def matrix_parameters(self) -> int:
         """Weights of the matrix products that a token takes part in, the output layer included, look-ups not."""
@@ -117,9 +148,14 @@ class ModelShape(Config):
         return self.layers * self.attention_parameters() + mlp + routers + self.head_parameters()
 
     def forward_flops_per_token(self, *, causal: bool = False) -> float:
-        """2 a matrix weight, and 4 L H E T of attention; `causal`: half of that."""
-        attention = 4.0 * self.layers * self.heads * self.head_width * self.context
-        return 2.0 * self.matrix_parameters() + attention * (0.5 if causal else 1.0)
+        """2 a matrix weight, and 4 H E for every key of every block, T or those of its window; `causal`: those alone
+        that a token sees on average, half of T, or W - W^2 / 2T of a window of W."""
+        keys = self.full_blocks * self._keys(self.context, causal) + self.window_blocks * self._keys(self.reach, causal)
+        return 2.0 * self.matrix_parameters() + 4.0 * self.heads * self.head_width * keys
+
+    def _keys(self, window: int, causal: bool) -> float:
+        """How many keys a token meets in a block that sees `window` of them."""
+        return window - window * window / (2.0 * self.context) if causal else float(window)
 
     def training_flops_per_token(self, *, causal: bool = False) -> float:
         """Three times the forward pass: what MFU counts. Recomputation is not the model's work and is not in it."""
@@ -128,6 +164,11 @@ class ModelShape(Config):
     def key_value_bytes_per_token(self, bytes_each: int = 2) -> int:
         """Keys *and* values of all layers, of one token of one sequence."""
         return 2 * self.layers * self.kv_heads * self.head_width * bytes_each
+
+    def key_value_bytes_per_sequence(self, bytes_each: int = 2) -> int:
+        """Those of a sequence of T tokens: a block with a window needs no more than its tokens."""
+        tokens = self.full_blocks * self.context + self.window_blocks * self.reach
+        return 2 * tokens * self.kv_heads * self.head_width * bytes_each
 
 
 def derive_shape(

@@ -252,7 +252,7 @@ class Plan:
             "carbon_intensity": self.carbon_intensity,
             "carbon_kilograms": self.carbon_kilograms,
             "key_value_bytes_per_token": shape.key_value_bytes_per_token(),
-            "key_value_bytes_per_sequence": shape.key_value_bytes_per_token() * shape.context,
+            "key_value_bytes_per_sequence": shape.key_value_bytes_per_sequence(),
             "inference_flops_per_token": shape.forward_flops_per_token(causal=True),
             "inference_weight_bytes": 2 * shape.parameters(),
             "inference_devices": self.serving_devices,

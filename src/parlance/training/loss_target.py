@@ -50,16 +50,17 @@ class LossTarget:
 
     def measure(self, step: int, *, whole: bool = False) -> tuple[float, bool]:
         """Mean loss over what was read, and whether that is the whole split; `whole`: read it in any case."""
-        total, count, means = 0.0, 0, _Spread()
+        total, count, read, means = 0.0, 0, 0, _Spread()
         with self._within():
             for batch in self._measurements:
                 loss, items = batch()
-                total, count = total + loss, count + items
-                means.add(loss / items)
+                total, count, read = total + loss, count + items, read + 1
+                if items:  # of a short last window nothing may be asked
+                    means.add(loss / items)
                 if not whole and self._hopeless(means):
                     break
         self._plan(step, total / count)
-        return total / count, means.count == len(self._measurements)
+        return total / count, read == len(self._measurements)
 
     def _hopeless(self, means: "_Spread") -> bool:
         """Whether what is left to read cannot be expected to bring the mean down to the target."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from parlance.core.config import parse_config
 from parlance.core.errors import UserError
 from parlance.training.architectures import Kind
-from parlance.training.pretraining import PretrainingConfig, pretraining_config
+from parlance.training.pretraining_config import PretrainingConfig, pretraining_config
 
 PresetName = Literal["standard", "speedrun"]
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from parlance.core.config import Config
 from parlance.core.errors import UserError
+from parlance.models.building import build
 from parlance.text.packing import Packing
 from parlance.training.architectures import ARCHITECTURES, Kind, configure
 from parlance.training.denoising import DenoisingTokens
@@ -45,8 +46,9 @@ class PretrainingConfig(Config):
     only. Packing tears fewer documents, pads some of every row, and computes more slowly."""
     tokens_per_parameter: float = Field(default=0.2, gt=0)
     """The largest size is chosen whose training sees at least this many tokens per matrix parameter in the budget."""
-    pilot_share: float = Field(default=0.08, ge=0, le=0.5)
-    """Share of the budget for the longer pilot; the shorter takes a quarter of that. 0: no pilots, no prediction."""
+    pilot_share: float = Field(default=0.1, ge=0, le=0.5)
+    """Share of the budget for measuring speeds and for pilots: short runs of several sizes, from which the size is
+    chosen and the loss predicted. 0: no pilots; speeds alone choose the size."""
     compile: bool | None = None
     """Use torch.compile; None: where the budget is a minute or more and a C++ compiler is there."""
     rates: LearningRates = LearningRates()
@@ -118,6 +120,35 @@ def check_start(config: PretrainingConfig, budget: Budget, device: torch.device)
     check_precision(config.training.precision, device)
     if config.layers is None and budget.seconds is None:
         raise UserError("with a budget in steps or tokens, set the model's layers and width")
+
+
+def divisible_sizes(config: PretrainingConfig, processes: int) -> tuple[tuple[int, int], ...]:
+    """(layers, width) of the models among which a run chooses: what is given, or what of the ladder can be divided so.
+
+    Raises UserError where there is none, or where batches cannot be divided over so many processes.
+    """
+    ladder = ARCHITECTURES[config.architecture].ladder
+    if config.layers is not None and config.width is not None:
+        ladder = ((config.layers, config.width),)
+    sizes = config.parallel.sizes(processes)
+    if processes == 1:
+        return ladder
+    from parlance.training.parallel import refusals  # it takes half a second, which one process need not wait for
+
+    refusals.check_lengths({config.context_length, config.training_length or config.context_length}, sizes)
+    found, why = list[tuple[int, int]](), UserError()
+    for layers, width in ladder:
+        try:
+            with torch.device("meta"):
+                model = build(shape(layers, width, 1000, config))
+            refusals.check_division(model, sizes, config.parallel.pieces)
+            refusals.check_rows(config.batch_size, refusals.rows_needed(model, sizes))
+            found.append((layers, width))
+        except UserError as error:
+            why = error
+    if not found:
+        raise why
+    return tuple(found)
 
 
 def check_text(corpus: Path, context_length: int) -> None:

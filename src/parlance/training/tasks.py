@@ -52,8 +52,8 @@ class Task(Protocol):
     def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], Any]]:
         """All of a split in batches of the training shape, each made when it is called for.
 
-        Of next-token prediction every target is there once; with noise every whole window is (what is left of the
-        split behind the last one is less than a window). The last batch may be empty in part.
+        Of next-token prediction every target is there once; with noise every token is in a window once (but the only
+        token left for a last window of an encoder-decoder, which has two). The last batch may be empty in part.
         """
         ...
 
@@ -156,17 +156,26 @@ class MaskedTokenTask:
     def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], TokenBatch]]:
         """See `Task`."""
 
-        def batch(number: int, count: int) -> TokenBatch:
-            rows = _rows_between(dataset, number * self.batch_size, count, self.length)
-            made = self._batch(rows.numpy(), _noise(VALIDATION_SEED, number), device)
+        def batch(number: int, starts: list[int]) -> TokenBatch:
+            windows = np.stack([dataset.tokens[at : at + self.length].astype("int64") for at in starts])
+            made = self._noisy(windows, _noise(VALIDATION_SEED, number), device)
+            # Of what the last window shares with the one before it, nothing is to be said a second time.
+            again = -starts[-1] % self.length
+            made.targets[-1, :again] = IGNORE
             # Compiled code meets the one shape it was compiled for; of the rows behind the last, nothing is to be said.
-            missing = (0, 0, 0, self.batch_size - count)
+            missing = (0, 0, 0, self.batch_size - len(starts))
             return TokenBatch(pad(made.inputs, missing), pad(made.targets, missing, value=IGNORE))
 
-        return [partial(batch, *place) for place in _batches_of_windows(dataset, self.batch_size, self.length)]
+        tokens, size = len(dataset.tokens), self.batch_size
+        # The last window ends where the split does.
+        starts = [min(at, tokens - self.length) for at in range(0, tokens, self.length)]
+        return [partial(batch, at // size, starts[at : at + size]) for at in range(0, len(starts), size)]
 
     def _batch(self, rows: NDArray[np.int64], rng: np.random.Generator, device: torch.device) -> TokenBatch:
-        inputs, targets = mask_tokens(rows[:, :-1], self.mask_token, self.vocab_size, rng)
+        return self._noisy(rows[:, :-1], rng, device)
+
+    def _noisy(self, windows: NDArray[np.int64], rng: np.random.Generator, device: torch.device) -> TokenBatch:
+        inputs, targets = mask_tokens(windows, self.mask_token, self.vocab_size, rng)
         return _to(TokenBatch(torch.from_numpy(inputs), torch.from_numpy(targets)), device)
 
 
@@ -196,17 +205,17 @@ class DenoisingTask:
     def whole(self, dataset: TokenDataset, device: torch.device) -> list[Callable[[], SourceTargetBatch]]:
         """See `Task`."""
 
-        def batch(number: int, count: int) -> SourceTargetBatch:
-            rows = _rows_between(dataset, number * self.batch_size, count, self.length)
-            return denoising_batch(rows[:, :-1].numpy(), self.tokens, _noise(VALIDATION_SEED, number)).to(device)
+        def batch(number: int, start: int, stop: int, length: int) -> SourceTargetBatch:
+            windows = dataset.tokens[start:stop].astype("int64").reshape(-1, length)
+            return denoising_batch(windows, self.tokens, _noise(VALIDATION_SEED, number)).to(device)
 
-        return [partial(batch, *place) for place in _batches_of_windows(dataset, self.batch_size, self.length)]
-
-
-def _batches_of_windows(dataset: TokenDataset, batch_size: int, length: int) -> list[tuple[int, int]]:
-    """Number and rows of each batch of whole windows of a split; the last may have fewer rows."""
-    windows = (len(dataset.tokens) - 1) // length
-    return [(number, min(batch_size, windows - number * batch_size)) for number in range(-(-windows // batch_size))]
+        tokens, size = len(dataset.tokens), self.batch_size * self.length
+        # A window has two tokens at least: of a single one that is left, the last is read with the one before it.
+        end = tokens - tokens % self.length
+        places = [(start, min(start + size, end), self.length) for start in range(0, end, size)]
+        if rest := tokens - end:
+            places.append((tokens - max(2, rest), tokens, max(2, rest)))
+        return [partial(batch, number, *place) for number, place in enumerate(places)]
 
 
 def _seed(seed: int, after: State) -> int:

@@ -1,5 +1,6 @@
 """The arrangement of processes, parts of batches, boxes of tensors, threads: what needs no second process."""
 
+import math
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parlance.core.config import parse_config
 from parlance.core.errors import Interrupted, UserError
 from parlance.models.transformer_blocks import Layout
 from parlance.text.packing import IGNORE
@@ -18,6 +20,7 @@ from parlance.training.parallel.mesh import Mesh, ParallelConfig, Place
 from parlance.training.parallel.piece_table import PieceTable
 from parlance.training.parallel.processes import ALONE, World
 from parlance.training.pieces import Piece
+from parlance.training.pretraining_config import PretrainingConfig, divisible_sizes
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
@@ -40,6 +43,52 @@ def test_data_takes_the_processes_that_are_left():
 def test_sizes_that_do_not_multiply_to_the_processes_are_refused(config, count, sentence):
     with pytest.raises(UserError, match=sentence):
         config.sizes(count)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"pieces": 2}, "pieces 2 divides the stages of a pipeline"),
+        ({"pieces": 2, "pipeline": 2, "shard": 2}, "pieces goes without shard"),
+    ],
+)
+def test_pieces_are_of_a_pipeline(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        parse_config(ParallelConfig, fields, where="options")
+
+
+@pytest.mark.parametrize(
+    ("axes", "fields", "sentence"),
+    [
+        ({"context": 2}, {"context_length": 30}, "30 positions cannot be divided over 2 processes"),
+        ({"context": 2}, {"training_length": 30}, "30 positions cannot be divided"),
+        ({"context": 2}, {"model": {"ngram_tables": [[2, 64]]}}, "does not divide embeddings of several tokens"),
+        ({"tensor": 2}, {"model": {"heads": 3, "head_width": 16}}, "3 heads cannot be divided over 2"),
+        ({"tensor": 2}, {"layers": None, "width": None, "model": {"heads": 1}}, "1 heads cannot be divided over 2"),
+        ({"pipeline": 4}, {}, "3 layers cannot be divided over 4 pipeline stages"),
+        ({"pipeline": 2, "pieces": 2}, {}, "3 layers cannot be divided over 4 pipeline stages"),
+        ({"expert": 2}, {}, "this model has none"),
+        ({"expert": 2}, {"model": {"experts": 3}}, "3 experts cannot be divided over 2"),
+        ({"expert": 2}, {"model": {"experts": 4}, "batch_size": 1}, "a batch of 1 rows is too small for 2 processes"),
+        ({}, {"model": {"experts": 4}, "batch_size": 3}, "a batch of 3 rows is too small for 4 processes"),
+        ({"shard": 2}, {"model": {"ngram_tables": [[2, 64]]}}, "does not divide tables of n-grams"),
+        ({"tensor": 2}, {"architecture": "recurrent"}, "divides Transformers that are one stack"),
+        ({"tensor": 2}, {"architecture": "encoder-decoder"}, "divides Transformers that are one stack"),
+    ],
+)
+def test_what_the_axes_cannot_divide_is_known_from_the_configuration(axes, fields, sentence):
+    values = {"layers": 3, "width": 64, "context_length": 64, "batch_size": 8, "parallel": axes, **fields}
+    config = PretrainingConfig(**values)
+    processes = math.prod(axes.values()) // axes.get("pieces", 1) if axes else 4
+    with pytest.raises(UserError, match=sentence):
+        divisible_sizes(config, processes)
+
+
+def test_of_the_ladder_those_sizes_are_left_that_can_be_divided():
+    config = PretrainingConfig(parallel=ParallelConfig(tensor=4))
+    every = divisible_sizes(PretrainingConfig(), 1)
+    assert divisible_sizes(config, 8) == tuple((layers, width) for layers, width in every if width // 64 % 4 == 0)
+    assert divisible_sizes(PretrainingConfig(layers=2, width=128), 4) == ((2, 128),)
 
 
 def places(sizes):
@@ -142,6 +191,43 @@ def test_processes_agree(world):
         assert first == [0]
         assert largest[:2] == [1.0, 0.0]
         assert largest[2] != largest[2]
+
+
+def objections(own):
+    rank = torch.distributed.get_rank()
+    return World(rank, 2).objection(own[rank])
+
+
+def test_one_objection_is_all_processes(world):
+    assert ALONE.objection("no") == "no"
+    assert world(2).run(objections, ["", ""]) == ["", ""]
+    assert world(2).run(objections, ["", "no"]) == ["no", "no"]
+
+
+def mistaken(folder, sentences):
+    rank = torch.distributed.get_rank()
+    words = torch.distributed.FileStore(f"{folder}/words", 2)
+    try:
+        with processes.told_once(words, rank):
+            if sentences[rank]:
+                raise UserError(sentences[rank])
+    except UserError as error:
+        return str(error)
+    except SystemExit as error:
+        return error.code
+    return None
+
+
+@pytest.mark.parametrize(
+    ("sentences", "told"),
+    [
+        (("wrong", "wrong"), ["wrong", 2]),
+        (("wrong", "too small"), ["wrong", "too small"]),
+        (("", "too small"), [None, "too small"]),
+    ],
+)
+def test_a_mistake_that_several_find_is_told_by_the_first_of_them(world, tmp_path, sentences, told):
+    assert world(2).run(mistaken, str(tmp_path), sentences) == told
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,42 @@ def test_a_mistake_is_told_once_and_ends_all(corpus, tmp_path):
     assert not (tmp_path / "base").exists()
 
 
+def test_what_cannot_be_divided_is_refused_before_anything_is_made(corpus, tmp_path):
+    out = tmp_path / "base"
+    ended = Started(2, command(corpus, out, "--set=context_length=30", "--set=parallel.context=2")).end()
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert ended[0][2].startswith("parlance: error: 30 positions cannot be divided over 2 processes")
+    assert ended[0][2].count("\n") == 1
+    assert ended[1][1:] == ("", "")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--no-such-option"], "no such option"),
+        (["--set=widht=3"], "widht"),
+        (["--tokens=some"], "--tokens"),
+        (["--set=layers=0"], "layers"),
+    ],
+)
+def test_a_wrong_option_is_told_by_the_first_process_alone(corpus, tmp_path, monkeypatch, capsys, words, told):
+    from parlance.cli.main import main
+
+    for rank in ("0", "1"):
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        code = None
+        try:
+            code = main(command(corpus, tmp_path / "base", *words))
+        except SystemExit as error:
+            code = error.code
+        assert code == 2
+        said = capsys.readouterr().err
+        assert told in said if rank == "0" else not said
+    assert not (tmp_path / "base").exists()
+
+
 def test_other_commands_and_wrong_sizes_are_refused(corpus, tmp_path, monkeypatch, capsys):
     from parlance.cli.main import main
 

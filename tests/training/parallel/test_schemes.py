@@ -26,6 +26,7 @@ from parlance.training.rates import LearningRates
 
 STEPS = 5
 DROPOUT = {**PLAIN, "dropout": 0.2}
+DEEP = {**PLAIN, "layers": 4, "tie_embeddings": True}
 TIED = {**PLAIN, "tie_embeddings": True}
 
 SCHEMES = [
@@ -41,6 +42,9 @@ SCHEMES = [
     pytest.param(2, {"context": 2}, PLAIN, id="context"),
     pytest.param(2, {"expert": 2}, EXPERTS, id="expert"),
     pytest.param(2, {"pipeline": 2}, TIED, id="pipeline"),
+    pytest.param(2, {"pipeline": 2, "pieces": 2}, DEEP, id="pieces"),
+    pytest.param(4, {"pipeline": 2, "pieces": 2}, DEEP, id="pieces-data"),
+    pytest.param(4, {"pipeline": 2, "pieces": 2, "tensor": 2}, DEEP, id="pieces-tensor"),
     pytest.param(4, {"shard": 2}, PLAIN, id="data-shard"),
     pytest.param(4, {"shard": 4}, {**EXPERTS, "experts": 2}, id="shard-nothing-for-some"),
     pytest.param(4, {"tensor": 2}, PLAIN, id="data-tensor"),

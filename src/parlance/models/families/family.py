@@ -166,6 +166,7 @@ BOOKKEEPING = frozenset(
         "mask_token_id",
         "model_type",
         "pad_token_id",
+        "quantization_config",
         "reward_mean",
         "id2label",
         "label2id",

@@ -75,6 +75,14 @@ def share_context(model: Transformer, group: ProcessGroup) -> None:
 
     The gradient of every parameter is to be summed over the group.
     """
+    check_context(model)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.across = ContextAttention(group)
+
+
+def check_context(model: Transformer) -> None:
+    """Raises UserError where the positions of a row do not meet in attention alone."""
     config = model.config
     if config.cross_attention:
         raise UserError("context parallelism does not divide encoder-decoders: set context to 1")
@@ -86,9 +94,6 @@ def share_context(model: Transformer, group: ProcessGroup) -> None:
     for part, there in others.items():
         if there:
             raise UserError(f"context parallelism does not divide {part}: set context to 1")
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.across = ContextAttention(group)
 
 
 class ContextAttention:

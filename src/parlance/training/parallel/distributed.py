@@ -46,6 +46,7 @@ from parlance.training.parallel.piece_table import PieceTable
 from parlance.training.parallel.pipeline import Pipeline
 from parlance.training.parallel.processes import World
 from parlance.training.parallel.reduction import reduce_gradients
+from parlance.training.parallel.refusals import check_division, check_rows, rows_needed
 from parlance.training.parallel.replicas import check_replicas
 from parlance.training.parallel.sharded_states import ShardedStates
 from parlance.training.parallel.splits import SplitParameters
@@ -71,7 +72,9 @@ class Distributed:
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._pipeline: Pipeline | None = None
         self._experts = self._tensor = UNDIVIDED
-        self.model = self._divide(model)
+        check_division(model, self.mesh.sizes, config.pieces)
+        self._needs_rows = rows_needed(model, self.mesh.sizes)
+        self.model = self._divide(model, config.pieces)
         """What this process trains: the whole, or its layers of it, with its part of each weight."""
         self.rows = sharding.local_parameters(self.model)
         """Its parameters as plain tensors: what the optimizer updates."""
@@ -82,22 +85,14 @@ class Distributed:
         self._metrics: list[str] | None = None
         others = any(size > 1 for axis, size in self.mesh.sizes.items() if axis != "data")
         experts = any(isinstance(module, MixtureOfExperts) for module in self.model.modules())
-        self._needs_rows = config.rows(world.size).ways if experts else 1
-        """Rows that a batch needs: a process without any would add scores of its router that no text asked for."""
         self._undivided = not others and not experts
         """Whether every process has the whole model and computes its rows without meeting the others."""
         self._inner = SingleProcess(fit if self._undivided else NoSecondAttempt())
 
     # --- dividing --------------------------------------------------------------------------------------------------
 
-    def _divide(self, model: NeuralLanguageModel) -> NeuralLanguageModel:
+    def _divide(self, model: NeuralLanguageModel, pieces: int) -> NeuralLanguageModel:
         mesh = self.mesh
-        others: tuple[Axis, ...] = ("pipeline", "shard", "expert", "context", "tensor")
-        for axis in others:
-            if mesh.sizes[axis] > 1 and not isinstance(model, Transformer):
-                raise UserError(
-                    f"parallel.{axis} divides Transformers that are one stack of blocks: leave it at 1 here"
-                )
         if not isinstance(model, Transformer):
             return model
         if (group := mesh.group("expert")) is not None:
@@ -109,11 +104,9 @@ class Distributed:
         if (group := mesh.group("context")) is not None:
             share_context(model, group)
         if (group := mesh.group("pipeline")) is not None:
-            self._pipeline = Pipeline(model, group)
+            self._pipeline = Pipeline(model, group, pieces)
             model = self._pipeline.part
         if mesh.sizes["shard"] > 1:
-            if model.embed_ngrams is not None:
-                raise UserError("parallel.shard does not divide tables of n-grams: leave it at 1 for this model")
             sharding.shard(model, mesh.devices["shard"], interleaved=self._pipeline is not None)
         return model
 
@@ -163,11 +156,7 @@ class Distributed:
     def backward(self, model: nn.Module, objective: Objective[Any, Any], batches: Sequence[Any]) -> StepSums:
         """See `Gradients`: the batches are the whole step's on every process, and so are the sums."""
         inner = self._inner if self._pipeline is None else self._pipeline
-        if (fewest := min(len(batch) for batch in batches)) < self._needs_rows:
-            raise UserError(
-                f"a batch of {fewest} rows is too small for {self._needs_rows} processes that divide it: with experts "
-                "every process needs a row; set a larger batch_size"
-            )
+        check_rows(min(len(batch) for batch in batches), self._needs_rows)
         sums = inner.backward(model, objective, [self.part(batch) for batch in batches])
         if self.mesh.sizes["shard"] > 1:
             if self._pipeline is not None:

@@ -32,16 +32,9 @@ def share_experts(model: nn.Module, group: ProcessGroup) -> SplitParameters:
 
     Raises UserError where the model has no experts, or the group is not a divisor of their number.
     """
-    mixtures = parallel_experts(model)
-    if not mixtures:
-        raise UserError(
-            "expert parallelism divides experts, and this model has none: set model.experts, or expert to 1"
-        )
-    ways = group.size()
+    check_experts(model, group.size())
     dimensions, sizes = dict[str, int](), dict[str, int]()
-    for name, mixture in mixtures.items():
-        if mixture.experts % ways:
-            raise UserError(f"{mixture.experts} experts cannot be divided over {ways} processes: choose a divisor")
+    for name, mixture in parallel_experts(model).items():
         mixture.expert_group = group
         for part in ("gate_proj", "up_proj", "down_proj"):
             parameter = getattr(mixture, part)
@@ -50,6 +43,18 @@ def share_experts(model: nn.Module, group: ProcessGroup) -> SplitParameters:
                 sizes[f"{name}.{part}"] = keep_part(parameter, 0, group)
     partial = tuple(name for name, _ in model.named_parameters() if name not in dimensions)
     return SplitParameters(dimensions, sizes, partial)
+
+
+def check_experts(model: nn.Module, ways: int) -> None:
+    """Raises UserError where the experts of a whole model cannot be divided so many ways."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    if not mixtures:
+        raise UserError(
+            "expert parallelism divides experts, and this model has none: set model.experts, or expert to 1"
+        )
+    for mixture in mixtures:
+        if mixture.experts % ways:
+            raise UserError(f"{mixture.experts} experts cannot be divided over {ways} processes: choose a divisor")
 
 
 def balance_experts(model: nn.Module, group: ProcessGroup) -> None:

@@ -10,10 +10,10 @@ Neighbouring ranks share the last axes: tensor parallelism talks most and gets t
 import math
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -44,8 +44,18 @@ class ParallelConfig(Config):
     """Ways each weight matrix is divided."""
     pipeline: int = Field(default=1, ge=1)
     """Ways the layers are divided."""
+    pieces: int = Field(default=1, ge=1)
+    """Runs of layers that a stage of the pipeline has, dealt out in turns: less waiting, more exchanges."""
     timeout_minutes: float = Field(default=10.0, gt=0)
     """How long a process waits for another before it gives up."""
+
+    @model_validator(mode="after")
+    def _pieces_are_of_a_pipeline(self) -> Self:
+        if self.pieces > 1 and self.pipeline == 1:
+            raise ValueError(f"pieces {self.pieces} divides the stages of a pipeline: set parallel.pipeline too")
+        if self.pieces > 1 and self.shard > 1:
+            raise ValueError("pieces goes without shard: leave one of the two at 1")
+        return self
 
     def sizes(self, processes: int) -> dict[Axis, int]:
         """The size of every axis. Raises UserError where they do not multiply to the number of processes."""

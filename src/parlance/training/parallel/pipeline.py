@@ -33,7 +33,7 @@ from parlance.training.gradients import StepSums
 from parlance.training.loss_scaling import ScaledObjective
 from parlance.training.objectives import LossTerms, Objective, TokenBatch
 from parlance.training.parallel.sharding import like, local
-from parlance.training.parallel.stages import Stage, check_divisible, divide_layers
+from parlance.training.parallel.stages import Stage, check_stages, divide_layers
 
 MICRO_BATCHES = 2
 """Micro-batches a stage that are worth having: 2 S of them leave S ranks idle for S - 1 of 3 S - 1 turns."""
@@ -87,7 +87,7 @@ class Pipeline:
         What the rank does not hold is released when the caller lets go of `model`. Raises UserError where the model
         cannot be divided so.
         """
-        check_divisible(model)
+        check_stages(model, dist.get_world_size(group) * pieces)
         self.group, self.rank, self.ranks = group, dist.get_rank(group), dist.get_world_size(group)
         self._spans = divide_layers(model.config, self.ranks * pieces)
         mine = range(self.rank, len(self._spans), self.ranks)

@@ -5,12 +5,14 @@
         numbers = world.share({"seed": 3})                                      # what process 0 says, everywhere
 
 Only the first process prints and writes files that all share; the standard streams of the others lead nowhere while the
-block runs. All processes see one file system. When a process is lost, gloo's connections to it break, and the others
-leave with `Interrupted` at their next exchange; one that hangs costs them the timeout. NCCL has its own watchdog with
-the same timeout. What goes between processes besides tensors is JSON, never pickle.
+block runs. A mistake that several find is told by one of them. All processes see one file system. When a process is
+lost, gloo's connections to it break, and the others leave with `Interrupted` at their next exchange; one that hangs
+costs them the timeout. NCCL has its own watchdog with the same timeout. What goes between processes besides tensors is
+JSON, never pickle.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -33,6 +35,8 @@ POLL_SECONDS = 0.2
 """How often a process looks whether the first is ready."""
 HEARD_SECONDS = 10.0
 """How long the first waits for the others to hear that it failed."""
+TOLD_SECONDS = 3.0
+"""How long a process waits for the first to tell of a mistake before it tells itself."""
 LAUNCHER_ENVIRONMENT = "/proc/{}/environ"
 """What the parent process was started with, on Linux."""
 
@@ -78,6 +82,10 @@ class World:
         pairs[0].nan_to_num_(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
         dist.all_reduce(pairs, op=dist.ReduceOp.MAX)
         return [float("nan") if unknown else number for number, unknown in pairs.t().tolist()]
+
+    def objection(self, own: str) -> str:
+        """What keeps some process from doing what all must do alike, in its words; nothing where nothing does."""
+        return next((words for words in self.exchange(own) if words), "")
 
     def first_does(self, name: str, work: Callable[[], None]) -> None:
         """Let the first process do `work` while the others wait, however long it takes; `name` is used once a run.
@@ -189,7 +197,8 @@ def started(timeout_minutes: float, device: torch.device) -> Iterator[World]:
             dist.init_process_group(
                 backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=limit
             )
-            yield World(rank, size, words)
+            with told_once(words, rank):
+                yield World(rank, size, words)
         dist.destroy_process_group()
 
 
@@ -222,6 +231,28 @@ def _stopped_alike(silent: bool) -> Iterator[None]:
     except Interrupted:
         if silent:
             raise SystemExit(130) from None
+        raise
+
+
+@contextlib.contextmanager
+def told_once(words: Store, rank: int) -> Iterator[None]:
+    """Of the processes that raise the same UserError in the block one does, the first where it is among them.
+
+    The others exit with its code.
+    """
+    try:
+        yield
+    except UserError as error:
+        name = f"mistake {hashlib.sha256(str(error).encode()).hexdigest()}"
+        try:
+            deadline = time.monotonic() + TOLD_SECONDS
+            while rank > 0 and not words.check([name]) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS / 4)
+            told_by = words.compare_set(name, "", str(rank))
+        except RuntimeError:  # the first keeps the words, and has ended: it told what is wrong
+            raise SystemExit(2) from None
+        if told_by != str(rank).encode():
+            raise SystemExit(2) from None
         raise
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from parlance.core.errors import UserError
 from parlance.models.transformer import Transformer
 
 
@@ -24,8 +25,9 @@ def shard(model: Transformer, mesh: DeviceMesh, *, interleaved: bool = False) ->
     """Divide every parameter of `model` over the one axis of `mesh`, by its first dimension.
 
     `interleaved`: further forward passes come before the backward pass of one (a pipeline); then weights stay gathered
-    until `drop_gathered`.
+    until `drop_gathered`. Raises UserError where a model cannot be divided so.
     """
+    check_shard(model)
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     for block in model.layers:
@@ -41,6 +43,12 @@ def shard(model: Transformer, mesh: DeviceMesh, *, interleaved: bool = False) ->
             if interleaved:
                 module.set_reshard_after_forward(False)
                 module.set_reshard_after_backward(False)
+
+
+def check_shard(model: Transformer) -> None:
+    """Raises UserError for weights whose gradient FSDP2 does not sum."""
+    if model.embed_ngrams is not None:
+        raise UserError("parallel.shard does not divide tables of n-grams: leave it at 1 for this model")
 
 
 def drop_gathered(model: nn.Module) -> None:

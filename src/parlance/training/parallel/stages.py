@@ -165,8 +165,8 @@ class _AlsoMinimise(torch.autograd.Function):
         return upstream, ctx.saved_tensors[0]
 
 
-def check_divisible(model: Transformer) -> None:
-    """Raises UserError where a stage would not compute what the whole model does."""
+def check_stages(model: Transformer, stages: int) -> None:
+    """Raises UserError where a model has too few blocks, or where a stage would not compute what the whole does."""
     if model.config.cross_attention:
         raise UserError("an encoder-decoder cannot be divided into pipeline stages: set parallel.pipeline=1")
     known = {"layers", *FIRST, *LAST, *EVERYWHERE}
@@ -177,3 +177,4 @@ def check_divisible(model: Transformer) -> None:
         raise UserError(
             f"a model with {', '.join(unknown)} cannot be divided into pipeline stages: set parallel.pipeline=1"
         )
+    divide_layers(model.config, stages)

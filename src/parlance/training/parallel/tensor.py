@@ -75,7 +75,7 @@ def shard_tensors(model: Transformer, group: ProcessGroup) -> SplitParameters:
 
     Raises UserError where the model cannot be divided over the group's processes.
     """
-    _check(model, group.size())
+    check_tensors(model, group.size())
     index, ways = group.rank(), group.size()
     shared_heads = model.config.key_value_heads % ways != 0
     dimensions, sizes, partial = dict[str, int](), dict[str, int](), list[str]()
@@ -104,7 +104,8 @@ def shard_tensors(model: Transformer, group: ProcessGroup) -> SplitParameters:
     return SplitParameters(dimensions, sizes, tuple(partial))
 
 
-def _check(model: Transformer, ways: int) -> None:
+def check_tensors(model: Transformer, ways: int) -> None:
+    """Raises UserError where the matrices of a whole model cannot be divided so many ways."""
     config = model.config
     if config.cross_attention:
         raise UserError("tensor parallelism does not divide encoder-decoders: set tensor to 1")
