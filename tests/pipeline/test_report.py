@@ -87,17 +87,17 @@ def fake_run(folder: Path) -> Path:
     }
     save(folder, "corpus/card.json", card)
     save(folder, "tokenizer/report.json", {"kind": "bpe", "vocab_size": 4096, "bytes_per_token": 3.42})
-    # The form that parlance.training.pretraining writes: a straight line in log-log through two pilots.
-    b = math.log(4.12 / 3.75) / math.log(2)
-    a, planned = 4.12 * 180_000**b, 6.66e6
+    # The form that parlance.training.dial writes.
+    curve = [[180_000 * 37**step, 4.12 * 37 ** (-0.1 * step)] for step in (0, 0.5, 1)]
     prediction = {
         "x": "tokens",
         "pilot": [{"x": 180_000, "loss": 4.12}, {"x": 360_000, "loss": 3.75}],
-        "planned_x": planned,
-        "predicted_loss": a * planned**-b,
+        "others": [{"x": 200_000, "loss": 4.4}],
+        "planned_x": curve[-1][0],
+        "predicted_loss": curve[-1][1],
         "low": 2.3,
         "high": 3.0,
-        "law": {"a": a, "b": b, "e": 0.0, "status": "fitted"},
+        "curve": curve,
         "reached_loss": 2.874,
         "reached_x": 7_364_608,
     }
