@@ -113,22 +113,30 @@ def scheduler(pages: int = 40, size: int = 4, running: int = 8, waiting: int = 1
     return Scheduler(PageTable(pages, size), most_running=running, most_waiting=waiting, most_scored=scored)
 
 
+def step(plan: Scheduler, lengths: dict[Text, int], budget: int) -> tuple[list[Work], list[Text]]:
+    """One step with a model whose next token is a function of those before; what was done, and texts that ended."""
+    works = plan.plan(budget)
+    check(plan, works, budget)
+    plan.done(works)
+    ended = []
+    for work in works:
+        if work.last:
+            work.text.tokens.append(sum(work.text.tokens) * 31 % 97)
+            if len(work.text.tokens) >= lengths[work.text]:
+                plan.remove(work.text)
+                ended.append(work.text)
+    return works, ended
+
+
 def run(plan: Scheduler, lengths: dict[Text, int], budget: int, steps: int = 10_000) -> list[Text]:
-    """Run to the end with a model whose next token is a function of those before; the texts as they end."""
+    """Run to the end; the texts as they end."""
     ended = []
     for _ in range(steps):
         if not plan.running and not plan.waiting:
             return ended
-        works = plan.plan(budget)
+        works, newly = step(plan, lengths, budget)
         assert works, "texts are there and nothing is done"
-        check(plan, works, budget)
-        plan.done(works)
-        for work in works:
-            if work.last:
-                work.text.tokens.append(sum(work.text.tokens) * 31 % 97)
-                if len(work.text.tokens) >= lengths[work.text]:
-                    plan.remove(work.text)
-                    ended.append(work.text)
+        ended += newly
     raise AssertionError("texts never end")
 
 
@@ -180,15 +188,7 @@ def test_every_text_ends_and_no_page_is_lost_or_written_while_shared(data):
     for text in texts:
         plan.add(text)
         if data.draw(st.booleans()):
-            works = plan.plan(budget)
-            check(plan, works, budget)
-            plan.done(works)
-            for work in works:
-                if work.last:
-                    work.text.tokens.append(sum(work.text.tokens) * 31 % 97)
-                    if len(work.text.tokens) >= lengths[work.text]:
-                        plan.remove(work.text)
-                        cancelled.append(work.text)
+            cancelled += step(plan, lengths, budget)[1]
         if data.draw(st.integers(0, 5)) == 0:
             plan.remove(text)
             cancelled.append(text)

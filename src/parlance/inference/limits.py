@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from parlance.core.errors import UserError
 from parlance.inference.backend import Backend
+from parlance.inference.reading import check_ids
 from parlance.inference.requests import Ending, Request
 
 
@@ -45,12 +46,7 @@ class Limits:
         tokens = [int(token) for token in request.prompt]
         if not tokens:
             raise UserError("the prompt is empty; give at least one token")
-        outside = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
-        if outside is not None:
-            raise UserError(
-                f"token {outside} is outside the model's vocabulary of {self.vocab_size} (ids 0 to "
-                f"{self.vocab_size - 1}): use the tokenizer that the model was made for"
-            )
+        check_ids(tokens, self.vocab_size)
         most = self.source if self.total is None else self.total - min(1, request.most)
         if most is None or len(tokens) <= most:
             return tokens

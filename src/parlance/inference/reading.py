@@ -133,11 +133,16 @@ def checked_prompt(model: LanguageModel, prompt: Sequence[int]) -> None:
     """Raises UserError where a prompt is empty or holds an id that the model does not have."""
     if not prompt:
         raise UserError("the prompt is empty; give at least one character")
-    outside = next((token for token in prompt if not 0 <= token < model.vocab_size), None)
+    check_ids(prompt, model.vocab_size)
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raises UserError for an id outside a vocabulary."""
+    outside = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if outside is not None:
         raise UserError(
-            f"token {outside} is outside the model's vocabulary of {model.vocab_size} (ids 0 to "
-            f"{model.vocab_size - 1}): use the tokenizer that the model was made for"
+            f"token {outside} is outside the model's vocabulary of {vocab_size} (ids 0 to {vocab_size - 1}): use the "
+            "tokenizer that the model was made for"
         )
 
 

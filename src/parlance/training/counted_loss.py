@@ -13,8 +13,8 @@ believed as often as matches of that length were right (weights by expectation m
 probability is the n-gram model's. Source of the idea: Kuhn and De Mori 1990 (cache language models).
 """
 
+import itertools
 import math
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,8 @@ class CountedLoss:
         long = train.text_bytes / max(1, len(train.tokens)) < SHORT_TOKENS
         self._order, self._vocab_size = ORDERS[long], int(train.info["vocab_size"])
         self._most = min(MOST_TOKENS, len(train.tokens))
+        self._drawn: list[NDArray[np.integer[Any]]] = []
+        self._losses: dict[tuple[int, int], float] = {}
 
     def __call__(self, tokens: float) -> Counted:
         """What is reached after so many tokens."""
@@ -85,21 +87,25 @@ class CountedLoss:
         return math.log(log_probs[1:].mean() / mixed[1:].mean())
 
     def _loss(self, tokens: int, order: int | None = None) -> float:
-        return -float(self._log_probs(tokens, order)[1:].mean())
+        """Counted once for every number of tokens and order."""
+        key = tokens, order or self._order
+        if key not in self._losses:
+            self._losses[key] = -float(self._log_probs(*key)[1:].mean())
+        return self._losses[key]
 
     def _log_probs(self, tokens: int, order: int | None = None) -> Floats:
         """Of the checked tokens, by a model counted on so many."""
-        model = NGramModel.train(list(self._windows(tokens)), self._vocab_size, order or self._order)
+        model = NGramModel.train(self._windows(tokens), self._vocab_size, order or self._order)
         return model.log_probs(self._checks)
 
-    def _windows(self, tokens: int) -> Iterator[NDArray[np.integer[Any]]]:
+    def _windows(self, tokens: int) -> list[NDArray[np.integer[Any]]]:
         """Windows in the order of training, at least one."""
-        left = max(tokens, WINDOW)
-        for rows, _ in self._train.batches(1, min(WINDOW, len(self._train.tokens) - 1), seed=self._seed, state=None):
-            yield rows[0]
-            left -= len(rows[0])
-            if left <= 0:
-                return
+        length = min(WINDOW, len(self._train.tokens) - 1)
+        count = max(1, -(-tokens // (length + 1)))  # each has its last target too
+        if count > len(self._drawn):
+            batches = self._train.batches(1, length, seed=self._seed, state=None)
+            self._drawn = [rows[0] for rows, _ in itertools.islice(batches, count)]
+        return self._drawn[:count]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

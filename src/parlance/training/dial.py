@@ -31,7 +31,7 @@ from parlance.training.compilation import WORTH_SECONDS
 from parlance.training.loop import Budget
 from parlance.training.parallel.division import divide_batch
 from parlance.training.parallel.mesh import Place
-from parlance.training.pretraining_config import divisible_sizes, make_task, shape
+from parlance.training.pretraining_config import check_start, divisible_sizes, make_task, shape
 from parlance.training.run_plan import RunPlan, Stopwatch
 from parlance.training.sized_run import Setting, SizedRun
 
@@ -91,7 +91,7 @@ def seconds_per_token(model: NeuralLanguageModel, objective: Any, batch: Any) ->
 def candidates(setting: Setting, budget: Budget) -> tuple[list[Candidate], int, str]:
     """The sizes to choose from, which of them the measured speeds alone suggest, and why.
 
-    One where the size is given. Raises UserError where it is given by half, or a budget tells nothing of time.
+    One where the size is given. Raises UserError as `check_start` does.
     """
     config = setting.config
     if setting.initial is not None:
@@ -103,14 +103,12 @@ def candidates(setting: Setting, budget: Budget) -> tuple[list[Candidate], int, 
             )
         only = Candidate(model.config.model_dump(), f"the size of {setting.initial}", model.matrix_parameters())
         return [only], 0, f"the size of {setting.initial}, which this run continues"
-    if (config.layers is None) != (config.width is None):
-        raise UserError("set both layers and width, or neither")
+    check_start(config, budget, setting.device)
     if config.layers is not None and config.width is not None:
         given = shape(config.layers, config.width, setting.vocab_size, config)
         only = Candidate(given.model_dump(), _name(config.layers, config.width), build(given).matrix_parameters())
         return [only], 0, f"{only.name}: as asked"
-    if budget.seconds is None:
-        raise UserError("with a budget in steps or tokens, set the model's layers and width")
+    assert budget.seconds is not None  # `check_start` asks for one where no size is given
     return measured_candidates(setting, budget.seconds)
 
 
